@@ -1,0 +1,1 @@
+"""What holds model and implementation together: suites, mutants, comparisons."""

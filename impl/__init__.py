@@ -1,0 +1,1 @@
+"""What we ship: bases, the overlay, the NBD protocol, server and client."""

@@ -1,0 +1,1 @@
+"""Read-only disks under an overlay."""

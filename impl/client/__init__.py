@@ -1,0 +1,1 @@
+"""An NBD client in pure Python."""

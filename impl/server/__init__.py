@@ -1,0 +1,1 @@
+"""The NBD server: sockets, threads, command line."""

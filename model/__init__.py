@@ -1,0 +1,1 @@
+"""What the device is: frozen states and pure functions. Read `device.py` first."""
