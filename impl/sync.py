@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Lock(Protocol):
@@ -30,12 +32,23 @@ class Condition(Protocol):
     def notify(self, n: int = 1) -> None: ...
 
 
+class Cell(Generic[T]):
+    """One shared variable holding an immutable value: what threads share, they share through one of these."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
 class Sync(Protocol):
     """A family of primitives that know each other."""
 
     def lock(self) -> Lock: ...
 
     def condition(self, lock: Lock) -> Condition: ...
+
+    def cell(self, value: T) -> Cell[T]: ...
 
 
 class ThreadingSync:
@@ -49,6 +62,10 @@ class ThreadingSync:
         """A condition over `lock`."""
         assert isinstance(lock, type(threading.Lock()))
         return threading.Condition(lock)
+
+    def cell(self, value: T) -> Cell[T]:
+        """A variable that starts as `value`."""
+        return Cell(value)
 
 
 THREADING: Sync = ThreadingSync()

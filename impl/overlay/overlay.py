@@ -1,0 +1,374 @@
+"""A writable device over a base that never changes.
+
+Two rules carry every argument here. **Rule 1**: the base is immutable, so it is read outside every lock; a lock is
+held only across the overlay's own store and the state map. **Rule 2**: one range lock per request, over all its
+blocks at once, shared to look and exclusive to change; what was seen before the lock is looked at again under it.
+
+A block goes from NOT_ALLOCATED to ALLOCATED or TRIMMED and never back. The store's bytes of a block mean something
+only while it is ALLOCATED, and then all of them do: so a write that fails half way into blocks that were not
+ALLOCATED has changed nothing, and a block that is ALLOCATED has all its space, so writing to it cannot run out.
+Parts of an ALLOCATED block are therefore zeroed in place, and space is given back by whole blocks only.
+
+Source:  the table of requests and states in `model/block.py`; the reasons in docs/architecture.md.
+Units:   offsets and lengths in bytes; blocks by index, ranges of blocks half open unless they are a lock's.
+Errors:  OSError: EIO or another errno from the base or the store, ENOTSUP for a zero that would not be fast.
+         A request that fails has changed nothing, or has happened for some whole blocks.
+Locks:   the range lock, and nothing else. An Overlay's attributes do not change after it is made.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from impl.extents import Extent, coalesce
+from impl.overlay.blocks import split
+from impl.overlay.rangelock import Ranges
+from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, States, runs
+from impl.overlay.store import Buffer, Store
+
+CacheMode = Literal["ignore", "passthrough", "read", "cow"]
+
+CACHE_CHUNK_BYTES = 1 << 20
+
+log = logging.getLogger("cowproof.overlay")
+
+
+class Zeroes(NamedTuple):
+    """A part of a read that is zeroes, and is known to be without looking."""
+
+    length: int
+
+
+class FromBase(NamedTuple):
+    """A part of a read that the base holds; it cannot have changed whenever it is fetched."""
+
+    offset: int
+    length: int
+
+
+Segment = bytes | memoryview | Zeroes | FromBase
+
+
+class ReadableBase(Protocol):
+    """The part of a base that the overlay uses."""
+
+    @property
+    def size(self) -> int: ...
+
+    def pread(self, offset: int, length: int) -> bytes: ...
+
+    def is_ready(self, offset: int, length: int) -> bool: ...
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]: ...
+
+    def prefetch(self, offset: int, length: int) -> None: ...
+
+
+def never() -> bool:
+    """The switch of an overlay that does not copy on read."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """The device: `base` seen through what `store` and `states` hold.
+
+    copy_on_read:  asked at each read whether the blocks it fetches from the base should be kept.
+    cache_mode:    what a cache request does to blocks that are NOT_ALLOCATED.
+    """
+
+    base: ReadableBase
+    store: Store
+    states: States
+    ranges: Ranges
+    block_size: int
+    cache_mode: CacheMode = "ignore"
+    copy_on_read: Callable[[], bool] = never
+
+    @property
+    def size(self) -> int:
+        """Length of the device in bytes: the base's."""
+        return self.base.size
+
+    # Reading
+
+    def read(self, offset: int, length: int) -> list[Segment]:
+        """What the range holds at one instant during the call, in order; the base's parts are yet to be fetched."""
+        if self.copy_on_read():
+            return self._read_copying(offset, length)
+        return self.look(offset, length)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """What the range holds, the base's parts fetched."""
+        return b"".join(self.fetch(segment) for segment in self.read(offset, length))
+
+    def fetch(self, segment: Segment) -> bytes | memoryview:
+        """The bytes of one segment; takes no lock, and waits only for the base."""
+        if isinstance(segment, FromBase):
+            return self.base.pread(segment.offset, segment.length)
+        if isinstance(segment, Zeroes):
+            return bytes(segment.length)
+        return segment
+
+    def look(self, offset: int, length: int) -> list[Segment]:
+        """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock."""
+        end = offset + length
+        first = offset // self.block_size
+        last = (end - 1) // self.block_size
+        with self.ranges.shared(first, last):
+            states = self.states.get(first, last + 1)
+            if states.count(NOT_ALLOCATED) == len(states):
+                return [FromBase(offset, length)]
+            segments: list[Segment] = []
+            for run in runs(states, first):
+                start = max(offset, run.first * self.block_size)
+                run_length = min(end, run.end * self.block_size) - start
+                if run.state == ALLOCATED:
+                    segments.append(self.store.pread(start, run_length))
+                elif run.state == TRIMMED:
+                    segments.append(Zeroes(run_length))
+                else:
+                    segments.append(FromBase(start, run_length))
+            return segments
+
+    def _read_copying(self, offset: int, length: int) -> list[Segment]:
+        """A read that keeps what it fetched: whole blocks, and only those that nobody has changed meanwhile."""
+        fetched: list[Segment] = []
+        for segment in self.look(offset, length):
+            if not isinstance(segment, FromBase):
+                fetched.append(segment)
+                continue
+            first = segment.offset // self.block_size
+            end = -(-(segment.offset + segment.length) // self.block_size)
+            start = first * self.block_size
+            data = memoryview(self._read_base_blocks(first, end))
+            skipped = segment.offset - start
+            fetched.append(data[skipped : skipped + segment.length])
+            try:
+                self._keep(first, end, data)
+            except OSError as error:
+                # The client asked for bytes, not for a copy of them, and the bytes are here.
+                log.warning("copy-on-read could not keep what it read: %s", error.strerror)
+        return fetched
+
+    def _keep(self, first: int, end: int, data: memoryview) -> None:
+        """Store the base's `data` in those blocks of the range that are still NOT_ALLOCATED.
+
+        Shared is enough: writers are kept out, and two readers that copy the same block write the same bytes.
+        """
+        with self.ranges.shared(first, end - 1):
+            for run in runs(self.states.get(first, end), first):
+                if run.state == NOT_ALLOCATED:
+                    from_ = (run.first - first) * self.block_size
+                    to = min((run.end - first) * self.block_size, len(data))
+                    self.store.pwrite(run.first * self.block_size, [data[from_:to]])
+                    self.states.fill(run.first, run.end, ALLOCATED)
+
+    # Writing
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Replace the range by `data`."""
+        end = offset + len(data)
+        first = offset // self.block_size
+        last = (end - 1) // self.block_size
+        # Bytes of the first and the last block that the write leaves as they are.
+        before = offset - first * self.block_size
+        after = self._end_of(last) - end
+        fetched = self._fetch_partial(([first] if before else []) + ([last] if after else []))
+        with self.ranges.exclusive(first, last):
+            # What is left of a block that is not ALLOCATED has to be written too.
+            head = self._kept_part(first, fetched, 0, before) if before else b""
+            tail = self._kept_part(last, fetched, -after, None) if after else b""
+            self._write_blocks(first, last, offset - len(head), [part for part in (head, data, tail) if part])
+
+    def _kept_part(self, block: int, fetched: dict[int, bytes], from_: int, to: int | None) -> Buffer:
+        """The part [from_:to] of a block that is about to become ALLOCATED; empty where it is so already."""
+        state = self.states.get(block, block + 1)[0]
+        if state == ALLOCATED:
+            return b""
+        if state == TRIMMED:
+            length = self._end_of(block) - block * self.block_size
+            return bytes(len(range(length)[from_:to]))
+        # It was NOT_ALLOCATED when the base was read, for a state never goes back.
+        return memoryview(fetched[block])[from_:to]
+
+    def _write_blocks(self, first: int, last: int, start: int, parts: Sequence[Buffer]) -> None:
+        """Store `parts`, which leave no byte of a block that is not ALLOCATED undefined; then say so.
+
+        The states come after the data: if the store fails, blocks that were not ALLOCATED are as they were.
+        """
+        try:
+            self.store.pwrite(start, parts)
+        except OSError:
+            self._give_back(first, last + 1)
+            raise
+        self.states.fill(first, last + 1, ALLOCATED)
+
+    def _give_back(self, first: int, end: int) -> None:
+        """After a failure under the exclusive lock: free what it left in blocks that do not hold anything."""
+        for run in runs(self.states.get(first, end), first):
+            if run.state != ALLOCATED:
+                self._punch(run.first, run.end)
+
+    def _punch(self, first: int, end: int) -> None:
+        """Free the blocks' space. Nothing depends on it: no state names what is there."""
+        start = first * self.block_size
+        try:
+            self.store.punch_hole(start, self._end_of(end - 1) - start)
+        except OSError as error:
+            log.warning("the overlay could not give space back: %s", error.strerror)
+
+    # Zeroes
+
+    def trim(self, offset: int, length: int) -> None:
+        """Make the range read as zeroes and give the space of its whole blocks back."""
+        self.zero(offset, length)
+
+    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+        """Make the range read as zeroes: with `no_hole`, with space of its own; with `fast`, without writing."""
+        pieces = split(offset, length, self.block_size, self.size)
+        partial = pieces.partial()
+        fetched = {} if fast else self._fetch_partial(partial)
+        with self.ranges.exclusive(pieces.first, pieces.last):
+            if fast and not self._is_fast(partial, no_hole):
+                raise OSError(errno.ENOTSUP, "zeroing this range means writing data")
+            for block in partial:
+                self._zero_part(block, offset, offset + length, no_hole, fetched)
+            if pieces.body_first < pieces.body_end:
+                self._zero_whole(pieces.body_first, pieces.body_end, no_hole)
+
+    def _is_fast(self, partial: Sequence[int], no_hole: bool) -> bool:
+        """Whether no data has to be written: by state, never by what the data is."""
+        return not no_hole and all(self.states.get(block, block + 1)[0] == TRIMMED for block in partial)
+
+    def _zero_part(self, block: int, offset: int, end: int, no_hole: bool, fetched: dict[int, bytes]) -> None:
+        """Zero the part of one block that lies in [offset, end)."""
+        block_start = block * self.block_size
+        block_end = self._end_of(block)
+        start = max(offset, block_start)
+        stop = min(end, block_end)
+        state = self.states.get(block, block + 1)[0]
+        if state == ALLOCATED:
+            self.store.write_zeroes(start, stop - start)
+        elif state == NOT_ALLOCATED:
+            old = memoryview(fetched[block])
+            parts: list[Buffer] = [old[: start - block_start], bytes(stop - start), old[stop - block_start :]]
+            self._write_blocks(block, block, block_start, [part for part in parts if part])
+        elif no_hole:
+            self._provide_zeroes(block, block + 1)
+
+    def _zero_whole(self, first: int, end: int, no_hole: bool) -> None:
+        if no_hole:
+            self._provide_zeroes(first, end)
+            return
+        states = self.states.get(first, end)
+        self.states.fill(first, end, TRIMMED)
+        for run in runs(states, first):
+            if run.state == ALLOCATED:
+                self._punch(run.first, run.end)
+
+    def _provide_zeroes(self, first: int, end: int) -> None:
+        """Whole blocks of zeroes that have their space."""
+        start = first * self.block_size
+        try:
+            self.store.write_zeroes(start, self._end_of(end - 1) - start)
+        except OSError:
+            self._give_back(first, end)
+            raise
+        self.states.fill(first, end, ALLOCATED)
+
+    # Looking ahead, and at what is there
+
+    def cache(self, offset: int, length: int) -> None:
+        """Bring the range closer, as the cache mode says; what it reads as does not change."""
+        end = offset + length
+        first = offset // self.block_size
+        last = (end - 1) // self.block_size
+        with self.ranges.shared(first, last):
+            states = self.states.get(first, last + 1)
+        for run in runs(states, first):
+            start = run.first * self.block_size
+            length = self._end_of(run.end - 1) - start
+            if run.state == ALLOCATED:
+                self.store.prefetch(start, length)
+            elif run.state == NOT_ALLOCATED:
+                self._cache_from_base(run.first, run.end)
+
+    def _cache_from_base(self, first: int, end: int) -> None:
+        if self.cache_mode == "passthrough":
+            start = first * self.block_size
+            self.base.prefetch(start, self._end_of(end - 1) - start)
+        elif self.cache_mode in ("read", "cow"):
+            # By chunks: a request may cover the whole device, and memory is bounded.
+            step = max(CACHE_CHUNK_BYTES // self.block_size, 1)
+            for chunk in range(first, end, step):
+                chunk_end = min(chunk + step, end)
+                data = self._read_base_blocks(chunk, chunk_end)
+                if self.cache_mode == "cow":
+                    self._keep(chunk, chunk_end, memoryview(data))
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """What the range consists of, as of one instant; the base's own extents follow as they are asked for."""
+        first = offset // self.block_size
+        last = (offset + length - 1) // self.block_size
+        with self.ranges.shared(first, last):
+            states = self.states.get(first, last + 1)
+        return coalesce(self._extents(offset, offset + length, states, first))
+
+    def _extents(self, offset: int, end: int, states: bytes, first: int) -> Iterator[Extent]:
+        for run in runs(states, first):
+            start = max(offset, run.first * self.block_size)
+            length = min(end, run.end * self.block_size) - start
+            if run.state == NOT_ALLOCATED:
+                yield from self.base.extents(start, length)
+            else:
+                trimmed = run.state == TRIMMED
+                yield Extent(length, hole=trimmed, zero=trimmed)
+
+    def flush(self) -> None:
+        """Make what was acknowledged as durable as the store makes anything."""
+        self.store.sync()
+
+    # Where a request should run. Hints for choosing a thread: nothing is wrong if they are out of date.
+
+    def would_wait_to_look(self, offset: int, length: int) -> bool:
+        """Whether somebody changes a part of the range just now."""
+        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, False)
+
+    def would_wait_to_change(self, offset: int, length: int) -> bool:
+        """Whether somebody uses a part of the range just now, or a block covered in part needs a slow base."""
+        pieces = split(offset, length, self.block_size, self.size)
+        if not self.ranges.is_free(pieces.first, pieces.last, True):
+            return True
+        for block in pieces.partial():
+            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED:
+                start = block * self.block_size
+                if not self.base.is_ready(start, self._end_of(block) - start):
+                    return True
+        return False
+
+    # Arithmetic
+
+    def _end_of(self, block: int) -> int:
+        """The offset just past a block; the device's last one may be short."""
+        return min((block + 1) * self.block_size, self.size)
+
+    def _fetch_partial(self, blocks: Sequence[int]) -> dict[int, bytes]:
+        """The base's content of those blocks that look NOT_ALLOCATED, read with no lock held.
+
+        Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
+        a block that no longer is NOT_ALLOCATED when the lock is held never is again.
+        """
+        return {
+            block: self._read_base_blocks(block, block + 1)
+            for block in dict.fromkeys(blocks)
+            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED
+        }
+
+    def _read_base_blocks(self, first: int, end: int) -> bytes:
+        start = first * self.block_size
+        return self.base.pread(start, self._end_of(end - 1) - start)

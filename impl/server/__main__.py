@@ -1,0 +1,5 @@
+"""`python -m impl.server`."""
+
+from impl.server.command import main
+
+main()

@@ -1,0 +1,103 @@
+"""Programs around the server: one that it runs and ends with (--run), one client on standard input (--stdio), the
+parent it does not outlive (--exit-with-parent), and the file that holds its process number (--pidfile).
+
+Source:  nbdkit-captive(1) for the names of the variables that --run sets; prctl(2), PR_SET_PDEATHSIG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from impl.errors import StartError
+
+PR_SET_PDEATHSIG = 1
+COPY_BYTES = 1 << 20
+
+
+def client_on_stdio() -> socket.socket:
+    """The client on descriptors 0 and 1, which are a socket, or two pipes that threads connect to one."""
+    try:
+        return socket.socket(fileno=os.dup(0))
+    except OSError:
+        ours, theirs = socket.socketpair()
+        for source, target in ((0, theirs.fileno()), (theirs.fileno(), 1)):
+            threading.Thread(target=_copy, args=(source, target, theirs), daemon=True).start()
+        return ours
+
+
+def _copy(source: int, target: int, bridge: socket.socket) -> None:
+    """Move bytes until the source ends, then say so to the target."""
+    with suppress(OSError):
+        while data := os.read(source, COPY_BYTES):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(target, rest) :]
+    with suppress(OSError):
+        if target == bridge.fileno():
+            bridge.shutdown(socket.SHUT_WR)
+        else:
+            os.close(target)
+
+
+class Captive:
+    """A command that runs while the server serves it."""
+
+    def __init__(self, command: str, variables: dict[str, str], on_end: Callable[[], None]) -> None:
+        """Start the command in a shell; `on_end` is called from another thread once it has ended."""
+        try:
+            # A new group, so that a signal reaches what the shell has started, too.
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", command], env={**os.environ, **variables}, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            raise StartError(f"cannot run {command!r}: {error}") from None
+        self._on_end = on_end
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        self._process.wait()
+        self._on_end()
+
+    def end(self) -> int:
+        """End the command if it still runs. Its exit status, or 128 and the signal that killed it, as shells say."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+        status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+
+def exit_with_parent() -> None:
+    """Have the kernel send SIGTERM when the parent goes."""
+    parent = os.getppid()
+    try:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+    except AttributeError:
+        raise StartError("--exit-with-parent needs prctl(2), which this system does not have") from None
+    if prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise StartError(f"--exit-with-parent: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:  # it went before the kernel knew of our wish
+        raise StartError("--exit-with-parent: the parent has gone already")
+
+
+def write_pidfile(path: str) -> None:
+    """Write our process number. Whoever sees the file can connect."""
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as error:
+        raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
+
+
+def remove_pidfile(path: str) -> None:
+    """Remove the file, if it is still ours."""
+    with suppress(OSError), open(path, encoding="ascii") as file:
+        if file.read().strip() == str(os.getpid()):
+            os.unlink(path)

@@ -1,0 +1,265 @@
+"""The command `serve`: its options, what it prints, its exit statuses.
+
+Source:  nbdkit(1) and nbdkit-cow-filter(1) for the names of options, where nbdkit has them.
+Errors:  exit status 0 stopped cleanly, 1 could not serve, 2 wrong usage; with --run, that of the command. One line
+         on standard error says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import click
+
+from impl.base.open import open_base
+from impl.errors import StartError, UsageError
+from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
+from impl.overlay.overlay import never
+from impl.server import captive, listeners, logs
+from impl.server.export import Export, ExportOptions, file_exists, make_export
+from impl.server.server import Server
+from impl.sizes import format_size, parse_size
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 10809
+DEFAULT_BLOCK_SIZE = "64K"
+DEFAULT_THREADS = 16
+EXPORT_NAME_MAX_BYTES = 4096
+
+HELP = """Serve a shared, writable view of a disk that is never changed.
+
+BASE is a path to a disk image or a block device, or memory:SIZE (all zeroes), or
+pattern:SIZE[?seed=N&latency=10ms&jitter=5ms] (bytes that are a function of their offset, as slow as you like).
+Without BASE, a small demonstration disk is served.
+
+Clients connect with any NBD client. Every client sees every other's writes; they are kept in an overlay that is
+gone when the server stops. Sizes take K, M, G, T.
+
+\b
+Examples:
+  cowproof serve disk.img                                serve at nbd://localhost
+  cowproof serve -U /tmp/sock disk.img                   on a Unix socket
+  cowproof serve disk.img --run 'nbdcopy $uri out.img'   only while a command runs
+  TMPDIR=/big cowproof serve --cow-on-read on disk.img   overlay in /big, keep what is read
+"""
+
+
+def block_size(text: str) -> int:
+    """A size that a block may have, in bytes; click reports what is wrong with the text."""
+    try:
+        size = parse_size(text, "block size")
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from None
+    if not BLOCK_SIZE_MIN_BYTES <= size <= BLOCK_SIZE_MAX_BYTES or size & (size - 1):
+        low, high = format_size(BLOCK_SIZE_MIN_BYTES), format_size(BLOCK_SIZE_MAX_BYTES)
+        raise click.BadParameter(f"{text} is not a block size: expected a power of two from {low} to {high}")
+    return size
+
+
+@dataclass
+class Options:
+    """The command line, parsed."""
+
+    base: str | None = None
+    unix: str | None = None
+    ipaddr: str | None = None
+    port: int | None = None
+    exportname: str = ""
+    readonly: bool = False
+    threads: int = DEFAULT_THREADS
+    pidfile: str | None = None
+    run: str | None = None
+    exit_with_parent: bool = False
+    stdio: bool = False
+    cow_block_size: int = 0
+    cow_on_read: str = "off"
+    cow_on_cache: bool = False
+    overlay: str | None = None
+    overlay_reserve: bool = False
+    verbose: int = 0
+
+
+@click.command("serve", help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("base", required=False)
+@click.option("-U", "--unix", metavar="PATH", help="Listen on a Unix socket instead of TCP; removed at the end.")
+@click.option("-i", "--ipaddr", metavar="ADDRESS", help=f"Listen on this address; default {DEFAULT_HOST}.")
+@click.option(
+    "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
+)
+@click.option("-e", "--exportname", default="", metavar="NAME", help="Name of the export; the default export as well.")
+@click.option("-r", "--readonly", is_flag=True, help="Refuse to write.")
+@click.option(
+    "-t",
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=DEFAULT_THREADS,
+    metavar="N",
+    help=f"Requests of one client that may wait for a slow base at once; default {DEFAULT_THREADS}.",
+)
+@click.option("-P", "--pidfile", metavar="FILE", help="Write the process number here once clients can connect.")
+@click.option(
+    "--run",
+    metavar="COMMAND",
+    help="Serve only while COMMAND runs in a shell; it is given $uri, $unixsocket, $port and $exportname, and its "
+    "exit status is ours. Unless told where to listen, on a private Unix socket.",
+)
+@click.option("-s", "--stdio", is_flag=True, help="Serve one client, on standard input and output.")
+@click.option("--exit-with-parent", is_flag=True, help="Stop when the process that started this one has gone.")
+@click.option(
+    "--cow-block-size",
+    type=block_size,
+    metavar="SIZE",
+    default=DEFAULT_BLOCK_SIZE,
+    help=f"The unit that is copied, a power of two from 4K to 2G; default {DEFAULT_BLOCK_SIZE}.",
+)
+@click.option(
+    "--cow-on-read",
+    metavar="off|on|/PATH",
+    default="off",
+    help="Keep what is read from the base in the overlay: never, always, or while a file exists at /PATH.",
+)
+@click.option("--cow-on-cache", is_flag=True, help="Let a client's cache request copy into the overlay.")
+@click.option(
+    "--overlay",
+    type=click.Choice(["memory"]),
+    help="Keep the overlay in memory; without this, in an unnamed file in $TMPDIR, or /var/tmp.",
+)
+@click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
+@click.option("-v", "--verbose", count=True, help="Say what clients do; twice: say more.")
+def serve(**parameters: object) -> None:
+    """Check what click has parsed, and serve."""
+    options = Options(**parameters)  # type: ignore[arg-type]
+    logs.set_up(options.verbose)
+    check(options)
+    sys.exit(run(options))
+
+
+def check(options: Options) -> None:
+    """Refuse what makes no sense together. UsageError says what, and what would."""
+    if options.unix is not None and (options.ipaddr is not None or options.port is not None):
+        raise UsageError("--unix cannot go with --ipaddr or --port: one server listens in one place")
+    if options.stdio and (options.unix or options.ipaddr or options.port is not None or options.run):
+        raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
+    if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
+        raise UsageError(f"--cow-on-read {options.cow_on_read!r}: expected off, on, or a path that starts with /")
+    name = options.exportname
+    if "\0" in name or len(os.fsencode(name)) > EXPORT_NAME_MAX_BYTES:
+        raise UsageError(f"--exportname: expected at most {EXPORT_NAME_MAX_BYTES} bytes, none of them zero")
+
+
+def run(options: Options) -> int:
+    """Serve until told to stop; the exit status."""
+    if options.exit_with_parent:
+        captive.exit_with_parent()
+    export = make_export(open_base(options.base), export_options(options))
+    with tempfile.TemporaryDirectory(prefix="cowproof-") as private:
+        sockets = [] if options.stdio else listen(options, private)
+        server = Server({options.exportname: export}, options.exportname, sockets, options.threads)
+        server.stop_on_signals()
+        if options.pidfile is not None:
+            captive.write_pidfile(options.pidfile)
+        try:
+            return serve_until_stopped(server, export, sockets, options)
+        finally:
+            if options.pidfile is not None:
+                captive.remove_pidfile(options.pidfile)
+
+
+def export_options(options: Options) -> ExportOptions:
+    """How the one export of this command line is made."""
+    switches = {"off": never, "on": lambda: True}
+    return ExportOptions(
+        name=options.exportname,
+        read_only=options.readonly,
+        block_size=options.cow_block_size,
+        copy_on_read=switches.get(options.cow_on_read) or file_exists(options.cow_on_read),
+        copy_on_cache=options.cow_on_cache,
+        store=options.overlay or "temporary",
+        reserve=options.overlay_reserve,
+    )
+
+
+def listen(options: Options, private: str) -> list[socket.socket]:
+    """The sockets to accept clients from; `private` is a directory for a socket that nobody named."""
+    handed_over = listeners.inherited(os.environ)
+    placed = options.unix is not None or options.ipaddr is not None or options.port is not None
+    if handed_over:
+        if placed:
+            raise UsageError("--unix, --ipaddr and --port cannot go with sockets that a service manager hands over")
+        return handed_over
+    if options.unix is not None:
+        return [listeners.listen_unix(options.unix)]
+    if options.run is not None and not placed:
+        return [listeners.listen_unix(os.path.join(private, "socket"))]
+    port = DEFAULT_PORT if options.port is None else options.port
+    return listeners.listen_tcp(options.ipaddr or DEFAULT_HOST, port)
+
+
+def serve_until_stopped(server: Server, export: Export, sockets: list[socket.socket], options: Options) -> int:
+    """Announce, serve, and come to an end; the exit status."""
+    if options.stdio:
+        return 0 if server.run(captive.client_on_stdio()) else 1
+    uri = listeners.uri_of(sockets[0], options.exportname)
+    if options.run is None:
+        announce(export, uri, options.base)
+        return 0 if server.run() else 1
+    command = captive.Captive(options.run, variables(sockets[0], uri, options), server.stop)
+    server.run()
+    return command.end()
+
+
+def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, str]:
+    """What a command that is run finds in its environment."""
+    name = listener.getsockname()
+    is_unix = listener.family == socket.AF_UNIX
+    return {
+        "uri": uri,
+        "nbd": f"nbd:unix:{name}" if is_unix else f"nbd:localhost:{name[1]}",
+        "unixsocket": os.path.abspath(name) if is_unix else "",
+        "port": "" if is_unix else str(name[1]),
+        "exportname": options.exportname,
+    }
+
+
+def announce(export: Export, uri: str, base: str | None) -> None:
+    """Tell people where to connect, and newcomers how."""
+    size = format_size(export.info.size)
+    what = "a demonstration disk" if base is None else base
+    click.echo(f"cowproof: serving {what} ({size}) at {uri}", err=True)
+    if base is None:
+        quoted = shlex.quote(uri)
+        for line in (
+            "In another terminal, try:",
+            f"  nbdinfo {quoted}",
+            f"  nbdcopy {quoted} - | strings | head",
+            f"  qemu-io -f raw -c 'write -P 7 100 70000' -c 'read -P 7 100 70000' {quoted}",
+            "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
+        ):
+            click.echo(line, err=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m impl.server`: as `cowproof serve`."""
+    fail_in_one_line(serve, arguments, "python -m impl.server")
+
+
+def fail_in_one_line(command: click.Command, arguments: list[str] | None, name: str) -> None:
+    """Run a command; whatever a user can cause ends in one line on standard error and an exit status."""
+    try:
+        command.main(arguments, prog_name=name, standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        click.echo(f"cowproof: {' '.join(error.format_message().split())} (try {name} --help)", err=True)
+        sys.exit(2)
+    except UsageError as error:
+        click.echo(f"cowproof: {error} (try {name} --help)", err=True)
+        sys.exit(2)
+    except StartError as error:
+        click.echo(f"cowproof: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,104 @@
+"""Sockets to listen on: TCP, Unix, or handed over by a service manager.
+
+Source:  sd_listen_fds(3) for socket activation; unix(7) for the length of a path.
+Errors:  StartError, one line that says which address, and why not.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from impl.errors import StartError
+
+LISTEN_FDS_FIRST = 3
+UNIX_PATH_MAX_BYTES = 107
+BACKLOG = 1024
+
+
+def listen_tcp(host: str, port: int) -> list[socket.socket]:
+    """A listening socket for every address of `host`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise StartError(f"cannot listen on {host}: {getattr(error, 'strerror', None) or error}") from None
+    listeners: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            for made in (listener, *listeners):
+                made.close()
+            hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
+            raise StartError(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
+        listeners.append(listener)
+    return listeners
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A listening socket at `path`. What a server that died left there is replaced; a living one's is not."""
+    if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
+        raise StartError(f"cannot listen on {path}: a socket's path has at most {UNIX_PATH_MAX_BYTES} bytes")
+    if os.path.lexists(path):
+        _remove_dead_socket(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {path}: {error.strerror}") from None
+    return listener
+
+
+def _remove_dead_socket(path: str) -> None:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise StartError(f"cannot listen on {path}: there is a file of that name, and it is not a socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot listen on {path}: {error.strerror}") from None
+    else:
+        raise StartError(f"cannot listen on {path}: another server listens there")
+
+
+def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
+    """The sockets a service manager opened for this process; none if it opened none."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = environment.get("LISTEN_FDS", "")
+    if not count.isdigit():
+        raise StartError(f"LISTEN_FDS is {count!r}, expected a number of sockets")
+    listeners = []
+    for fd in range(LISTEN_FDS_FIRST, LISTEN_FDS_FIRST + int(count)):
+        try:
+            os.set_inheritable(fd, False)
+            listeners.append(socket.socket(fileno=fd))
+        except OSError as error:
+            raise StartError(f"inherited descriptor {fd} is not a socket: {error.strerror}") from None
+    return listeners
+
+
+def uri_of(listener: socket.socket, export_name: str) -> str:
+    """What a client is given to connect to `listener`."""
+    name = quote(export_name, safe="/")
+    if listener.family == socket.AF_UNIX:
+        return f"nbd+unix:///{name}?socket={quote(os.path.abspath(str(listener.getsockname())), safe='/')}"
+    host, port = listener.getsockname()[:2]
+    host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
+    where = f"[{host}]" if ":" in host else host
+    return f"nbd://{where}{'' if port == 10809 else f':{port}'}{f'/{name}' if name else ''}"

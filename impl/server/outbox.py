@@ -1,0 +1,165 @@
+"""What is still to be sent on one connection, in order.
+
+Any thread may add a reply, whole; one thread at a time sends, and never waits for the client: what the socket does
+not take stays here until it does. So a client that does not read costs its own session, and no worker.
+
+Shapes:  an Outgoing is bytes, or a FileSlice: bytes of the base that the kernel sends without our seeing them.
+Locks:   `_sending` is held by the one thread that uses the socket; `_changing` protects the queue and the count.
+Errors:  OSError from the socket is the session's to handle. A base that fails in the middle of a slice is told as
+         an error chunk where the protocol has one, else BrokenReply: the connection cannot be kept.
+Source:  NBD protocol, "Structured reply chunk message", on an error after the header of a chunk was sent.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+SEND_BUFFERS_MAX = 256
+ZEROES = memoryview(bytes(1 << 20))
+
+
+class BrokenReply(Exception):
+    """A reply was cut short in a way that the protocol has no message for."""
+
+
+@dataclass(slots=True)
+class FileSlice:
+    """`length` bytes at `offset` of an open file whose bytes do not change.
+
+    on_error:  given an errno, the bytes that follow the padding, or None when only dropping the connection is left.
+    """
+
+    fd: int
+    offset: int
+    length: int
+    on_error: Callable[[int], bytes] | None
+
+
+Outgoing = bytes | bytearray | memoryview | FileSlice
+
+
+def zeroes(length: int) -> list[Outgoing]:
+    """Zero bytes to send, without making them."""
+    whole, rest = divmod(length, len(ZEROES))
+    return [*[ZEROES] * whole, *([ZEROES[:rest]] if rest else [])]
+
+
+class Outbox:
+    """The outgoing side of one non-blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._items: deque[Outgoing] = deque()
+        self._size_bytes = 0
+        self._sending = threading.Lock()
+        self._changing = threading.Lock()
+        self._closed = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory taken by what waits; slices of files take none."""
+        return self._size_bytes
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def add(self, reply: Sequence[Outgoing]) -> None:
+        """Queue one whole reply; dropped if the client is gone."""
+        with self._changing:
+            if self._closed:
+                return
+            self._items.extend(reply)
+            for item in reply:
+                if not isinstance(item, FileSlice):
+                    self._size_bytes += len(item)
+
+    def flush(self) -> bool:
+        """Send what the socket takes now. False if it would not take all: call again when it is writable."""
+        while self._items and not self._closed:
+            # Whoever sends looks at the queue again after letting go, so nothing that is added is left lying.
+            if not self._sending.acquire(blocking=False):
+                return True
+            try:
+                if not self._send_some():
+                    return False
+            finally:
+                self._sending.release()
+        return True
+
+    def close(self) -> None:
+        """Drop what waits, and make sure no thread uses the socket any more."""
+        self._closed = True
+        with self._sending, self._changing:
+            self._items.clear()
+            self._size_bytes = 0
+
+    def _send_some(self) -> bool:
+        """One call to the kernel. False if the socket is full. The caller holds `_sending`."""
+        if self._closed or not self._items:
+            return True
+        try:
+            first = self._items[0]
+            if isinstance(first, FileSlice):
+                self._send_slice(first)
+            else:
+                self._send_buffers()
+        except BlockingIOError:
+            return False
+        return True
+
+    def _send_buffers(self) -> None:
+        buffers: list[bytes | bytearray | memoryview] = []
+        with self._changing:
+            for item in self._items:
+                if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
+                    break
+                buffers.append(item)
+        sent = self._sock.sendmsg(buffers)
+        with self._changing:
+            self._size_bytes -= sent
+            while sent or (self._items and self._is_empty(self._items[0])):
+                item = self._items.popleft()
+                assert not isinstance(item, FileSlice)
+                if len(item) > sent:
+                    self._items.appendleft(memoryview(item)[sent:])
+                    sent = 0
+                else:
+                    sent -= len(item)
+
+    @staticmethod
+    def _is_empty(item: Outgoing) -> bool:
+        return not isinstance(item, FileSlice) and not item
+
+    def _send_slice(self, item: FileSlice) -> None:
+        failure = errno.EIO
+        try:
+            sent = os.sendfile(self._sock.fileno(), item.fd, item.offset, item.length)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+                raise
+            sent, failure = 0, error.errno or errno.EIO
+        with self._changing:
+            if sent == 0:  # the file ends early, or cannot be read
+                self._replace_broken(item, failure)
+                return
+            item.offset += sent
+            item.length -= sent
+            if item.length == 0:
+                self._items.popleft()
+
+    def _replace_broken(self, item: FileSlice, failure: int) -> None:
+        """Pad what the header promised, and say behind it that it was not so. The caller holds `_changing`."""
+        if item.on_error is None:
+            raise BrokenReply(f"base failed at {item.offset}: {os.strerror(failure)}")
+        self._items.popleft()
+        substitute = [*zeroes(item.length), item.on_error(failure)]
+        self._items.extendleft(reversed(substitute))
+        self._size_bytes += sum(len(part) for part in substitute if not isinstance(part, FileSlice))

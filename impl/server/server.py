@@ -1,0 +1,196 @@
+"""The server's life: it accepts clients, gives each a session on a thread of its own, and ends in order.
+
+A thread with an event loop for each connection is what bulk transfers want; a session needs only a loop, though,
+so that many small connections can share one.
+
+Locks:   `_lock` protects the set of living sessions; everything else belongs to the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from impl.server.export import Export
+from impl.server.loop import READABLE, Loop
+from impl.server.session import Session
+
+# How long requests in flight may take to finish after SIGTERM before they are given up.
+GRACE_S = 30.0
+ACCEPT_RETRY_S = 0.1
+SOCKET_BUFFER_BYTES = 1 << 20
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = logging.getLogger("cowproof.server")
+
+
+def describe_client(sock: socket.socket) -> str:
+    """A client's name for the log: its address, or its process where the socket is local."""
+    if sock.family == socket.AF_UNIX:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return f"pid {int.from_bytes(credentials[:4], 'little')}"
+    host, port = sock.getpeername()[:2]
+    return f"{host} port {port}"
+
+
+class Server:
+    """Serves `exports` on `listeners` from `run` until `stop`."""
+
+    def __init__(
+        self,
+        exports: Mapping[str, Export],
+        default: str,
+        listeners: Sequence[socket.socket],
+        threads: int,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._exports = exports
+        self._default = default
+        self._listeners = list(listeners)
+        self._threads = threads
+        self._grace_s = grace_s
+        self._loop = Loop()
+        self._lock = threading.Lock()
+        self._sessions: dict[Session, Loop] = {}
+        self._stopping = False
+        self._one_client = False
+        self._clean = True
+
+    def run(self, only_client: socket.socket | None = None) -> bool:
+        """Serve until stopped; with `only_client`, until that one has gone. True if every request was finished."""
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._watch(listener)
+        if only_client is not None:
+            self._one_client = True
+            self._open(only_client)
+        self._loop.run()
+        return self._clean
+
+    def stop(self) -> None:
+        """Take no more clients, finish what is in flight, and return from `run`; a second time: do not wait."""
+        self._loop.call_soon(self._stop)
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Run `call` on the server's main loop; from any thread."""
+        self._loop.call_soon(call)
+
+    def stop_on_signals(self) -> None:
+        """Make SIGTERM and SIGINT stop the server; only from the main thread, before `run`."""
+        # The signal arrives as a byte on a socket: a handler that ran between any two instructions could not lock.
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: None)
+
+        def signalled(_: int) -> None:
+            for number in reader.recv(64):
+                log.info("stopping: %s", signal.Signals(number).name)
+                self._stop()
+
+        self._loop.watch(reader.fileno(), READABLE, signalled)
+
+    # On the main loop's thread
+
+    def _watch(self, listener: socket.socket) -> None:
+        if not self._stopping:
+            self._loop.watch(listener.fileno(), READABLE, lambda _: self._accept(listener))
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            while True:
+                sock, _ = listener.accept()
+                self._open(sock)
+        except BlockingIOError:
+            return
+        except ConnectionAbortedError:
+            return
+        except OSError as error:
+            # Out of descriptors, most likely: those who are connected are served, and the next one tried again.
+            log.warning("cannot accept a client: %s", error.strerror)
+            self._loop.forget(listener.fileno())
+            self._loop.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
+
+    def _open(self, sock: socket.socket) -> None:
+        try:
+            client = describe_client(sock)
+            _tune(sock)
+            loop = Loop()
+            session = Session(sock, client, self._exports, self._default, self._threads, loop, loop.stop)
+            with self._lock:
+                self._sessions[session] = loop
+            thread = threading.Thread(target=self._serve, args=(session, loop), name=client, daemon=True)
+            thread.start()
+        except (OSError, RuntimeError) as error:
+            log.warning("cannot serve a client: %s", error)
+            sock.close()
+
+    def _stop(self) -> None:
+        again = self._stopping
+        self._stopping = True
+        for listener in self._listeners:
+            if listener.fileno() >= 0:
+                self._close_listener(listener)
+        with self._lock:
+            sessions = list(self._sessions.items())
+        for session, loop in sessions:
+            loop.call_soon(session.abort if again else session.stop)
+        if again:
+            self._give_up()
+        else:
+            self._loop.call_later(self._grace_s, self._give_up)
+            self._end_if_idle()
+
+    def _close_listener(self, listener: socket.socket) -> None:
+        if listener.family == socket.AF_UNIX:
+            path = listener.getsockname()
+            if path and os.path.exists(path):
+                os.unlink(path)
+        try:
+            self._loop.forget(listener.fileno())
+        except KeyError:  # it was out of the loop, waiting for descriptors
+            log.debug("stopped while clients could not be accepted")
+        listener.close()
+
+    def _give_up(self) -> None:
+        """Leave although requests are in flight; they die with the process."""
+        with self._lock:
+            left = len(self._sessions)
+        if left:
+            log.warning("leaving %d clients whose requests did not finish", left)
+            self._clean = False
+        self._loop.stop()
+
+    def _end_if_idle(self) -> None:
+        with self._lock:
+            idle = not self._sessions
+        if idle and (self._stopping or self._one_client):
+            self._loop.stop()
+
+    # On a session's thread
+
+    def _serve(self, session: Session, loop: Loop) -> None:
+        loop.call_soon(session.start)
+        try:
+            loop.run()
+            session.join()
+        finally:
+            with self._lock:
+                del self._sessions[session]
+            self._loop.call_soon(self._end_if_idle)
+            log.info("%s: gone", session.client)
+
+
+def _tune(sock: socket.socket) -> None:
+    """Small replies at once, large ones in few calls."""
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    else:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,307 @@
+"""One connection: what is received, what runs, what is sent, and how it ends.
+
+The socket never blocks and has one owner, the session's loop; only the outbox, which any worker may hand a reply,
+sends as well, and one thread at a time. A request that can be answered at once is; one that would wait is given to
+the session's own workers, so that it delays neither the requests behind it nor any other client's.
+
+Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
+          what is in flight is finished and answered, then the connection is closed. After a stop, requests that
+          still come are answered ESHUTDOWN meanwhile.
+Bounds:   while requests in flight and replies unsent come to more than PAUSE_BYTES or PAUSE_REQUESTS, nothing more
+          is taken from the socket: the client's own buffers fill, and it waits.
+Locks:    `_lock` protects the counts of what is in flight; everything else belongs to the loop's thread.
+Source:   NBD protocol, "Ordering of messages and writes", "Terminating the transmission phase".
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from impl.errors import PeerError
+from impl.nbd.constants import Command
+from impl.nbd.requests import Request, RequestReader
+from impl.nbd.server_handshake import Phase, ServerHandshake
+from impl.server.commands import Commands, Later, Reply
+from impl.server.export import Export
+from impl.server.loop import READABLE, WRITABLE, Loop
+from impl.server.outbox import BrokenReply, Outbox
+
+PAUSE_BYTES = 64 << 20
+PAUSE_REQUESTS = 1024
+HANDSHAKE_RECEIVE_BYTES = 64 << 10
+# One client may not keep a loop for longer than this many receives.
+RECEIVES_MAX = 16
+# How long to wait for a client to close its end, so that closing ours does not destroy replies on their way.
+LINGER_S = 1.0
+PAYLOAD_COMMANDS = (Command.READ, Command.WRITE)
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
+
+log = logging.getLogger("cowproof.server")
+
+
+class Session:
+    """Serves one client on a loop until it is done, then calls `on_end`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        client: str,
+        exports: Mapping[str, Export],
+        default: str,
+        threads: int,
+        loop: Loop,
+        on_end: Callable[[], None],
+    ) -> None:
+        sock.setblocking(False)
+        self.client = client
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._exports = exports
+        self._handshake: ServerHandshake | None = ServerHandshake(
+            {name: export.info for name, export in exports.items()}, default
+        )
+        self._reader: RequestReader | None = None
+        self._commands: Commands | None = None
+        self._outbox = Outbox(sock)
+        self._workers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="worker")
+        self._loop = loop
+        self._on_end = on_end
+        self._interest = 0
+        self._receiving = True
+        self._stopping = False
+        self._draining = False
+        self._lingering = False
+        self._ended = False
+        self._lock = threading.Lock()
+        self._running = 0
+        self._running_bytes = 0
+        self._wants_update = False
+
+    # Called on the loop's thread
+
+    def start(self) -> None:
+        """Greet the client, and listen to it."""
+        assert self._handshake is not None
+        self._outbox.add([self._handshake.data_to_send()])
+        self._guarded(self._update)
+
+    def stop(self) -> None:
+        """Finish what is in flight, refuse what still comes, and end."""
+        self._stopping = True
+        self._draining = True
+        self._guarded(self._update)
+
+    def abort(self) -> None:
+        """End now, whatever is in flight."""
+        self._end()
+
+    def _ready(self, events: int) -> None:
+        if self._lingering:
+            self._guarded(self._discard)
+        else:
+            self._guarded(self._receive_and_update if events & ~WRITABLE else self._update)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """Run `call`; whatever goes wrong with this client ends this session, and no other."""
+        if self._ended:
+            return
+        try:
+            call()
+        except (PeerError, BrokenReply) as error:
+            log.warning("%s: hanging up: %s", self.client, error)
+            self._end()
+        except OSError as error:
+            if error.errno not in GONE:
+                log.warning("%s: %s", self.client, error.strerror or error)
+            self._end()
+        except Exception:
+            log.exception("%s: hanging up because of a bug in the server", self.client)
+            self._end()
+
+    def _receive_and_update(self) -> None:
+        if self._receiving and not self._is_paused():
+            self._receive()
+        self._update()
+
+    def _receive(self) -> None:
+        for _ in range(RECEIVES_MAX):
+            try:
+                count = self._receive_some()
+            except BlockingIOError:
+                return
+            if count == 0:
+                self._receiving = False
+                self._draining = True
+                return
+            if self._take_requests() or not self._receiving:
+                return
+
+    def _receive_some(self) -> int:
+        if self._reader is not None:
+            count = self._sock.recv_into(self._reader.buffer())
+            self._reader.received(count)
+            return count
+        data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES)
+        if data:
+            self._haggle(data)
+        return len(data)
+
+    def _haggle(self, data: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
+        handshake.receive(data)
+        self._outbox.add([handshake.data_to_send()])
+        if handshake.phase is Phase.CLOSED:
+            if handshake.error:
+                log.warning("%s: hanging up: %s", self.client, handshake.error)
+            self._receiving = False
+            self._draining = True
+        elif handshake.phase is Phase.TRANSMISSION:
+            agreement = handshake.agreement
+            assert agreement is not None
+            self._reader = RequestReader(agreement, handshake.leftover)
+            self._commands = Commands(self._exports[agreement.export.name], agreement)
+            self._handshake = None
+            log.info("%s: opened export %r", self.client, agreement.export.name)
+
+    def _take_requests(self) -> bool:
+        """Start every request that has arrived whole; True if a pause left some of them."""
+        reader = self._reader
+        while reader is not None and self._receiving:
+            if self._is_paused():
+                return True
+            request = reader.next()
+            if request is None:
+                break
+            if request.command == Command.DISC and not request.error:
+                self._receiving = False
+                self._draining = True
+                break
+            self._serve(request)
+        return False
+
+    def _serve(self, request: Request) -> None:
+        commands = self._commands
+        assert commands is not None
+        if self._stopping:
+            self._outbox.add(commands.error(request, errno.ESHUTDOWN, "the server is shutting down"))
+            return
+        answer = commands.start(request)
+        if callable(answer):
+            self._give_to_worker(request, answer)
+        else:
+            self._outbox.add(answer)
+
+    def _give_to_worker(self, request: Request, work: Later) -> None:
+        size_bytes = request.length if request.command in PAYLOAD_COMMANDS else 0
+        with self._lock:
+            self._running += 1
+            self._running_bytes += size_bytes
+        self._workers.submit(self._work, work, size_bytes)
+
+    def _is_paused(self) -> bool:
+        return self._running >= PAUSE_REQUESTS or self._running_bytes + self._outbox.size_bytes > PAUSE_BYTES
+
+    def _update(self) -> None:
+        """Send what can be sent, take what a pause left, and wait for whatever is needed next."""
+        if self._lingering:
+            return
+        self._outbox.flush()
+        left_some = self._take_requests()
+        sent_all = self._outbox.flush()
+        with self._lock:
+            paused = self._is_paused()
+            # From here on a worker that finishes asks for another update.
+            self._wants_update = paused or self._draining
+            idle = self._running == 0
+        if left_some and not paused:
+            self._loop.call_soon(lambda: self._guarded(self._update))
+        if self._draining and idle and sent_all and not self._outbox:
+            self._linger()
+            return
+        receiving = self._receiving and not paused and not left_some
+        self._wait_for((READABLE if receiving else 0) | (0 if sent_all else WRITABLE))
+
+    def _wait_for(self, interest: int) -> None:
+        """Change what the loop tells us of. With nothing to wait for, not even a hang-up is wanted: it would repeat."""
+        if interest == self._interest:
+            return
+        if not interest:
+            self._loop.forget(self._fd)
+        elif self._interest:
+            self._loop.change(self._fd, interest)
+        else:
+            self._loop.watch(self._fd, interest, self._ready)
+        self._interest = interest
+
+    def _linger(self) -> None:
+        """All is sent: say so, and wait for the client to have read it."""
+        if not self._receiving:  # the client has said its last word
+            self._end()
+            return
+        self._lingering = True
+        self._sock.shutdown(socket.SHUT_WR)
+        self._wait_for(READABLE)
+        self._loop.call_later(LINGER_S, self._end)
+
+    def _discard(self) -> None:
+        try:
+            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES):
+                pass
+        except BlockingIOError:
+            return
+        self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._wait_for(0)
+        self._outbox.close()
+        self._sock.close()
+        self._workers.shutdown(wait=False)
+        self._on_end()
+
+    # Called on any thread
+
+    def join(self) -> None:
+        """Wait until nothing of this session runs on the overlay any more; after its end."""
+        self._workers.shutdown(wait=True)
+
+    # Called on a worker's thread
+
+    def _work(self, work: Later, size_bytes: int) -> None:
+        reply: Reply = ()
+        try:
+            reply = work()
+        except Exception:
+            log.exception("%s: hanging up because of a bug in the server", self.client)
+            self._loop.call_soon(self.abort)
+        self._outbox.add(reply)
+        try:
+            sent_all = self._outbox.flush()
+        except (OSError, BrokenReply):
+            sent_all = False  # the loop's thread meets the same error, and ends the session
+        with self._lock:
+            self._running -= 1
+            self._running_bytes -= size_bytes
+            wants_update = self._wants_update
+        if wants_update or not sent_all:
+            self._loop.call_soon(lambda: self._guarded(self._update))
+
+
+def describe(sock: socket.socket, address: object) -> str:
+    """A client's name for the log: its address, or its process where the socket is local."""
+    if sock.family != socket.AF_UNIX:
+        host, port = address[:2] if isinstance(address, tuple) else (address, 0)
+        return f"{host}:{port}"
+    try:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    except OSError:
+        return "unix"
+    return f"pid {int.from_bytes(credentials[:4], 'little')}"
