@@ -12,6 +12,7 @@ Omits:   oldstyle negotiation, and TLS.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import ClassVar, NamedTuple
 
@@ -104,6 +105,7 @@ class ClientHandshake:
         self._ask_structured = structured
         self._queries = contexts
         self._export_name_only = export_name_only
+        self._flags = TransmissionFlag(0)
         self._structured = False
         self._no_zeroes = False
         self._outgoing = bytearray()
@@ -189,7 +191,7 @@ class ClientHandshake:
             return False
         size, flags = wire.EXPORT_NAME_REPLY.unpack(self._take(wire.EXPORT_NAME_REPLY.size))
         self._take(zeroes)
-        self.export = ExportInfo(self._name, size, "", TransmissionFlag(flags))
+        self._learn(flags, ExportInfo(self._name, size, "", TransmissionFlag(0)))
         self._agree()
         return True
 
@@ -287,15 +289,17 @@ class ClientHandshake:
         size, flags = wire.unpack_info_export(infos[Info.EXPORT])
         name = wire.text(infos[Info.NAME]) if Info.NAME in infos else self._name
         description = wire.text(infos.get(Info.DESCRIPTION, b""))
-        self.export = ExportInfo(name, size, description, TransmissionFlag(flags))
-        if Info.BLOCK_SIZE in infos:
-            sizes = wire.unpack_info_block_size(infos[Info.BLOCK_SIZE])
-            self.export = ExportInfo(name, size, description, TransmissionFlag(flags), *sizes)
+        sizes = wire.unpack_info_block_size(infos[Info.BLOCK_SIZE]) if Info.BLOCK_SIZE in infos else ()
+        self._learn(flags, ExportInfo(name, size, description, TransmissionFlag(0), *sizes))
+
+    def _learn(self, flags: int, export: ExportInfo) -> None:
+        self._flags = TransmissionFlag(flags)
+        self.export = replace(export, flags=TransmissionFlag(flags & ~int(TransmissionFlag.SEND_DF)))
 
     def _agree(self) -> None:
         assert self.export is not None
         ids = tuple(context.id for context in self.contexts)
-        self.agreement = Agreement(self.export, self.export.flags, self._structured, ids)
+        self.agreement = Agreement(self.export, self._flags, self._structured, ids)
         self.phase = Phase.TRANSMISSION
 
     def _resume(self, answer: _Answer | None) -> None:

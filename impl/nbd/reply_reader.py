@@ -44,7 +44,7 @@ from impl.nbd.wire import (
 )
 
 RECEIVE_BUFFER_BYTES = 64 << 10
-_NOTHING = memoryview(b"")
+_NOTHING = memoryview(bytearray())
 
 
 class Expectation(NamedTuple):

@@ -42,7 +42,7 @@ from impl.nbd.constants import (
 __all__ = ["Agreement", "ExportInfo", "Phase", "ServerHandshake"]
 
 HANDSHAKE_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-KNOWN_CLIENT_FLAGS = ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES
+KNOWN_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)  # an int: ~ of a flag has known bits only
 BASE_ALLOCATION_ID = 1
 MAX_UNSENT_BYTES = 1 << 20
 DEFAULT_SIZES = wire.BlockSizes(1, BLOCK_PREFERRED_DEFAULT_BYTES, MAX_PAYLOAD_BYTES)
@@ -121,7 +121,7 @@ class ServerHandshake:
             return False
         (flags,) = wire.CLIENT_FLAGS.unpack(self._take(wire.CLIENT_FLAGS.size))
         if flags & ~KNOWN_CLIENT_FLAGS:
-            self._close(f"client flags are {flags:#x}, known are {int(KNOWN_CLIENT_FLAGS):#x}")
+            self._close(f"client flags are {flags:#x}, known are {KNOWN_CLIENT_FLAGS:#x}")
             return True
         self._fixed = bool(flags & ClientFlag.FIXED_NEWSTYLE)
         self._no_zeroes = bool(flags & ClientFlag.NO_ZEROES)

@@ -136,36 +136,41 @@ class Overlay:
             return segments
 
     def _read_copying(self, offset: int, length: int) -> list[Segment]:
-        """A read that keeps what it fetched: whole blocks, and only those that nobody has changed meanwhile."""
-        fetched: list[Segment] = []
-        for segment in self.look(offset, length):
-            if not isinstance(segment, FromBase):
-                fetched.append(segment)
-                continue
-            first = segment.offset // self.block_size
-            end = -(-(segment.offset + segment.length) // self.block_size)
-            start = first * self.block_size
-            data = memoryview(self._read_base_blocks(first, end))
-            skipped = segment.offset - start
-            fetched.append(data[skipped : skipped + segment.length])
+        """A read that keeps what it fetched: whole blocks, and only those that nobody has changed meanwhile.
+
+        All is fetched before any is kept, so a base that cannot be read has changed nothing.
+        """
+        seen = self.look(offset, length)
+        fetched = {part: self._fetch_whole_blocks(part) for part in seen if isinstance(part, FromBase)}
+        for first, data in fetched.values():
             try:
-                self._keep(first, end, data)
+                self._keep(first, data)
             except OSError as error:
                 # The client asked for bytes, not for a copy of them, and the bytes are here.
                 log.warning("copy-on-read could not keep what it read: %s", error.strerror)
-        return fetched
+        return [self._cut_out(part, *fetched[part]) if isinstance(part, FromBase) else part for part in seen]
 
-    def _keep(self, first: int, end: int, data: memoryview) -> None:
-        """Store the base's `data` in those blocks of the range that are still NOT_ALLOCATED.
+    def _fetch_whole_blocks(self, part: FromBase) -> tuple[int, memoryview]:
+        """The first block of a part of the base, and the bytes of it and all the others, whole."""
+        first = part.offset // self.block_size
+        end = -(-(part.offset + part.length) // self.block_size)
+        return first, memoryview(self._read_base_blocks(first, end))
+
+    def _cut_out(self, part: FromBase, first: int, data: memoryview) -> memoryview:
+        skipped = part.offset - first * self.block_size
+        return data[skipped : skipped + part.length]
+
+    def _keep(self, first: int, data: memoryview) -> None:
+        """Store the base's `data`, from block `first` on, in those blocks that are still NOT_ALLOCATED.
 
         Shared is enough: writers are kept out, and two readers that copy the same block write the same bytes.
         """
+        end = first + -(-len(data) // self.block_size)
         with self.ranges.shared(first, end - 1):
             for run in runs(self.states.get(first, end), first):
                 if run.state == NOT_ALLOCATED:
-                    from_ = (run.first - first) * self.block_size
-                    to = min((run.end - first) * self.block_size, len(data))
-                    self.store.pwrite(run.first * self.block_size, [data[from_:to]])
+                    part = data[(run.first - first) * self.block_size : (run.end - first) * self.block_size]
+                    self.store.pwrite(run.first * self.block_size, [part])
                     self.states.fill(run.first, run.end, ALLOCATED)
 
     # Writing
@@ -309,7 +314,7 @@ class Overlay:
                 chunk_end = min(chunk + step, end)
                 data = self._read_base_blocks(chunk, chunk_end)
                 if self.cache_mode == "cow":
-                    self._keep(chunk, chunk_end, memoryview(data))
+                    self._keep(chunk, memoryview(data))
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """What the range consists of, as of one instant; the base's own extents follow as they are asked for."""

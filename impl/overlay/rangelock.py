@@ -99,7 +99,7 @@ class RangeLock:
 
         Read without the mutex: the queue is one immutable value, so any moment's is whole.
         """
-        for ticket in self._queue.value:  # noqa: SIM110 (a generator costs more than the scan)
+        for ticket in self._queue.value:
             if _conflicts(ticket, first, last, exclusive):
                 return False
         return True

@@ -26,6 +26,13 @@ READ_FLAGS = (
 WRITE_FLAGS = (
     TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO | READ_FLAGS
 )
+
+
+def transmission_flags(read_only: bool) -> TransmissionFlag:
+    """What an export can do, as its clients are told."""
+    return READ_FLAGS | TransmissionFlag.READ_ONLY if read_only else WRITE_FLAGS
+
+
 STORES: dict[str, Callable[[int, bool], FileStore]] = {"temporary": temporary_store, "memory": memory_store}
 
 
@@ -79,7 +86,7 @@ def make_export(base: Base, options: ExportOptions) -> Export:
         name=options.name,
         size=base.size,
         description=base.description,
-        flags=READ_FLAGS | TransmissionFlag.READ_ONLY if options.read_only else WRITE_FLAGS,
+        flags=transmission_flags(options.read_only),
         block_preferred=min(options.block_size, MAX_PAYLOAD_BYTES),
     )
     try:

@@ -1,0 +1,310 @@
+"""What is true of any device, said once: the same claims for the model, the overlay and the server.
+
+    check_device(make)      # make: Setup -> Subject
+
+Each claim is a function of `make` that asks requests and raises AssertionError. They are small and by hand, for a
+reader; the breadth comes from `check/stateful.py`.
+
+Source:  the table of requests and states in `model/block.py`; NBD protocol, "Request types".
+Units:   bytes; BLOCK is the block size of every device here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from check.subjects import Setup, Subject
+from model.block import CacheMode, State
+from model.device import (
+    Cache,
+    Data,
+    Done,
+    Extents,
+    Flush,
+    Read,
+    Reply,
+    Request,
+    Status,
+    Trim,
+    Write,
+    Zero,
+)
+from model.extents import Extent
+
+BLOCK = 4096
+Make = Callable[[Setup], Subject]
+Claim = Callable[[Make], None]
+
+CLAIMS: list[Claim] = []
+
+
+def claim(function: Claim) -> Claim:
+    """Register a claim."""
+    CLAIMS.append(function)
+    return function
+
+
+def check_device(make: Make) -> None:
+    """Every claim, one after the other."""
+    for each in CLAIMS:
+        each(make)
+
+
+def base_bytes(size: int) -> bytes:
+    """Bytes none of which is zero, and whose blocks all differ."""
+    return bytes(1 + (index + index // BLOCK * 7) % 251 for index in range(size))
+
+
+class _Asked:
+    """A subject made for one claim, closed at its end."""
+
+    def __init__(self, make: Make, setup: Setup) -> None:
+        self.base = setup.base
+        self.subject = make(setup)
+
+    def __enter__(self) -> _Asked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.subject.close()
+
+    def ask(self, request: Request) -> Reply:
+        return self.subject.ask(request)
+
+    def done(self, request: Request) -> None:
+        assert self.ask(request) == Done(), request
+
+    def reads(self, offset: int, expected: bytes) -> None:
+        reply = self.ask(Read(offset, len(expected)))
+        assert isinstance(reply, Data), reply
+        assert reply.data == expected, f"[{offset}, +{len(expected)}) does not read as expected"
+
+    def contents(self) -> bytes:
+        reply = self.ask(Read(0, len(self.base)))
+        assert isinstance(reply, Data), reply
+        return reply.data
+
+    def fails(self, request: Request, expected: int) -> None:
+        before = self.contents() if expected != errno.EIO else b""
+        try:
+            reply = self.ask(request)
+        except OSError as error:
+            assert error.errno == expected, f"{request} failed with {error.errno}, expected {expected}"
+        else:
+            raise AssertionError(f"{request} gave {reply}, expected errno {expected}")
+        if expected != errno.EIO:
+            assert self.contents() == before, f"{request} failed and changed something"
+
+    def states(self, *expected: State) -> None:
+        found = tuple(self.subject.state_of(block) for block in range(len(expected)))
+        assert found == expected, found
+
+
+def _device(make: Make, size: int = 4 * BLOCK, **parts: object) -> _Asked:
+    return _Asked(make, Setup(base_bytes(size), BLOCK, **parts))  # type: ignore[arg-type]
+
+
+N, A, T = State.NOT_ALLOCATED, State.ALLOCATED, State.TRIMMED
+
+
+@claim
+def a_device_nobody_wrote_to_reads_as_its_base(make: Make) -> None:
+    """All of it, and any part."""
+    with _device(make) as device:
+        device.reads(0, device.base)
+        device.reads(BLOCK - 3, device.base[BLOCK - 3 : 2 * BLOCK + 5])
+        device.states(N, N, N, N)
+
+
+@claim
+def a_write_reads_back_and_leaves_the_rest(make: Make) -> None:
+    """Whatever its ends: within a block, across blocks, whole blocks."""
+    for offset, length in ((0, 1), (100, 70), (BLOCK - 1, 2), (0, BLOCK), (BLOCK, 2 * BLOCK), (7, 3 * BLOCK)):
+        with _device(make) as device:
+            device.done(Write(offset, b"\xfe" * length))
+            device.reads(0, device.base[:offset] + b"\xfe" * length + device.base[offset + length :])
+
+
+@claim
+def a_second_write_to_a_block_keeps_what_the_first_left(make: Make) -> None:
+    """The block is ALLOCATED by then, and the base plays no part."""
+    with _device(make) as device:
+        device.done(Write(10, b"first"))
+        device.done(Write(13, b"SECOND"))
+        device.reads(0, device.base[:10] + b"firSECOND" + device.base[19:BLOCK])
+
+
+@claim
+def a_device_of_any_size_is_served_to_its_last_byte(make: Make) -> None:
+    """One byte, a byte less or more than a block, and sizes that are nothing in particular."""
+    for size in (1, 511, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 1234):
+        with _device(make, size) as device:
+            device.reads(0, device.base)
+            device.done(Write(size - 1, b"\xff"))
+            device.reads(0, device.base[:-1] + b"\xff")
+            device.done(Zero(0, size))
+            device.reads(0, bytes(size))
+
+
+@claim
+def the_last_short_block_is_a_block_like_any_other(make: Make) -> None:
+    """Covered to the end of the device, it is covered whole."""
+    size = BLOCK + 100
+    with _device(make, size) as device:
+        device.done(Trim(BLOCK, 100))
+        device.states(N, T)
+        device.reads(0, device.base[:BLOCK] + bytes(100))
+        device.done(Write(BLOCK + 10, b"new"))
+        device.states(N, A)
+        device.reads(BLOCK, bytes(10) + b"new" + bytes(87))
+        device.done(Write(BLOCK, b"\x11" * 100))
+        device.reads(BLOCK, b"\x11" * 100)
+
+
+@claim
+def a_write_to_part_of_the_last_short_block_keeps_its_other_part(make: Make) -> None:
+    """The part of the base that is merged ends where the device does."""
+    size = 2 * BLOCK + 777
+    with _device(make, size) as device:
+        device.done(Write(2 * BLOCK + 5, b"abc"))
+        device.reads(2 * BLOCK, device.base[2 * BLOCK : 2 * BLOCK + 5] + b"abc" + device.base[2 * BLOCK + 8 :])
+        device.done(Write(BLOCK - 2, b"X" * 4))
+        device.reads(0, device.base[: BLOCK - 2] + b"XXXX" + device.base[BLOCK + 2 : 2 * BLOCK])
+
+
+@claim
+def zeroes_and_trims_read_as_zeroes_whatever_their_ends(make: Make) -> None:
+    """A promise stronger than the protocol's, which says nothing of what a trimmed range holds."""
+    for offset, length in ((0, BLOCK), (5, 10), (BLOCK - 5, 10), (5, 2 * BLOCK), (0, 4 * BLOCK)):
+        for request in (Zero(offset, length), Trim(offset, length), Zero(offset, length, no_hole=True)):
+            with _device(make) as device:
+                device.done(request)
+                device.reads(0, device.base[:offset] + bytes(length) + device.base[offset + length :])
+
+
+@claim
+def whole_blocks_that_are_zeroed_are_trimmed_unless_no_hole_is_asked_for(make: Make) -> None:
+    """And a block covered in part is written, unless it is zeroes already."""
+    with _device(make) as device:
+        device.done(Zero(0, BLOCK + 10))
+        device.states(T, A, N, N)
+        device.done(Zero(0, 2 * BLOCK, no_hole=True))
+        device.states(A, A, N, N)
+        device.done(Trim(0, 4 * BLOCK))
+        device.states(T, T, T, T)
+        device.done(Trim(10, 10))
+        device.states(T, T, T, T)
+        device.done(Zero(10, 10, no_hole=True))
+        device.states(A, T, T, T)
+        device.reads(0, bytes(4 * BLOCK))
+
+
+@claim
+def a_fast_zero_succeeds_exactly_where_no_data_has_to_be_written(make: Make) -> None:
+    """By state, not by what the data is; refused, it has changed nothing."""
+    with _device(make) as device:
+        device.done(Zero(0, BLOCK, fast=True))
+        device.done(Zero(100, 100, fast=True))
+        device.states(T, N, N, N)
+        device.fails(Zero(BLOCK + 1, 10, fast=True), errno.ENOTSUP)
+        device.fails(Zero(0, BLOCK + 1, fast=True), errno.ENOTSUP)
+        device.fails(Zero(0, BLOCK, no_hole=True, fast=True), errno.ENOTSUP)
+        device.done(Zero(2 * BLOCK, BLOCK, no_hole=True))
+        device.fails(Zero(2 * BLOCK, 10, fast=True), errno.ENOTSUP)
+        device.states(T, N, A, N)
+
+
+@claim
+def extents_say_what_is_a_hole_and_what_is_zero(make: Make) -> None:
+    """The base's own where nobody has written, data where somebody has, a hole of zeroes where it was trimmed."""
+    hole = Extent(BLOCK, hole=True, zero=True)
+    known = (Extent(2 * BLOCK + 512, False, False), Extent(BLOCK - 512, True, True), Extent(BLOCK, False, True))
+    with _device(make, base_extents=known) as device:
+        assert device.ask(Status(0, 4 * BLOCK)) == Extents(known)
+        device.done(Trim(0, BLOCK))
+        device.done(Write(3 * BLOCK, b"x"))
+        expected = (hole, Extent(BLOCK + 512, False, False), known[1], Extent(BLOCK, False, False))
+        assert device.ask(Status(0, 4 * BLOCK)) == Extents(expected)
+        assert device.ask(Status(100, 50)) == Extents((Extent(50, True, True),))
+
+
+@claim
+def copy_on_read_keeps_whole_blocks_and_changes_nothing_one_can_read(make: Make) -> None:
+    """Only the blocks that were touched; after that the base is not asked again."""
+    with _device(make, copy_on_read=True) as device:
+        device.reads(BLOCK + 1, device.base[BLOCK + 1 : BLOCK + 2])
+        device.states(N, A, N, N)
+        device.reads(0, device.base)
+        device.states(A, A, A, A)
+
+
+@claim
+def a_cache_request_changes_nothing_one_can_read(make: Make) -> None:
+    """In any mode; only `cow` keeps what it read."""
+    for mode in CacheMode:
+        with _device(make, cache_mode=mode) as device:
+            device.done(Write(0, b"mine"))
+            device.done(Trim(BLOCK, BLOCK))
+            device.done(Cache(1, 3 * BLOCK - 2))
+            device.states(A, T, A if mode is CacheMode.COW else N, N)
+            device.reads(0, b"mine" + device.base[4:BLOCK] + bytes(BLOCK) + device.base[2 * BLOCK :])
+
+
+@claim
+def a_base_that_cannot_be_read_fails_only_what_needs_it(make: Make) -> None:
+    """With EIO, and without a trace; what covers a block whole never asks the base."""
+    with _device(make, bad=frozenset({1})) as device:
+        device.fails(Read(0, 4 * BLOCK), errno.EIO)
+        device.fails(Write(BLOCK + 1, b"part"), errno.EIO)
+        device.fails(Write(BLOCK - 1, b"part"), errno.EIO)
+        device.fails(Trim(BLOCK, 10), errno.EIO)
+        device.fails(Zero(BLOCK - 10, 20), errno.EIO)
+        device.states(N, N, N, N)
+        device.reads(2 * BLOCK, device.base[2 * BLOCK :])
+        device.done(Write(BLOCK, b"\xee" * BLOCK))
+        device.reads(0, device.base[:BLOCK] + b"\xee" * BLOCK + device.base[2 * BLOCK :])
+
+
+@claim
+def a_read_only_device_refuses_to_change(make: Make) -> None:
+    """EPERM, the protocol's word; where the subject is one that judges requests at all."""
+    with _device(make, read_only=True) as device:
+        if device.subject.validates:
+            for request in (Write(0, b"x"), Zero(0, 10), Trim(0, 10)):
+                device.fails(request, errno.EPERM)
+        device.reads(0, device.base)
+
+
+@claim
+def what_is_beyond_the_end_is_refused(make: Make) -> None:
+    """ENOSPC for what would write there, EINVAL for the rest; not one byte of it is done."""
+    with _device(make, BLOCK + 1) as device:
+        if not device.subject.validates:
+            return
+        for request in (Write(BLOCK, b"xy"), Zero(0, BLOCK + 2), Zero(BLOCK + 1, 1, fast=True)):
+            device.fails(request, errno.ENOSPC)
+        for other in (Read(BLOCK, 2), Trim(BLOCK, 2), Cache(0, BLOCK + 2), Status(BLOCK, 2), Status(0, 0)):
+            device.fails(other, errno.EINVAL)
+
+
+@claim
+def a_request_of_no_bytes_does_nothing(make: Make) -> None:
+    """And succeeds, even at the very end."""
+    with _device(make) as device:
+        if not device.subject.validates:
+            return
+        for offset in (0, 5, 4 * BLOCK):
+            for request in (Write(offset, b""), Zero(offset, 0), Trim(offset, 0), Cache(offset, 0)):
+                device.done(request)
+        device.states(N, N, N, N)
+
+
+@claim
+def a_flush_is_always_in_order(make: Make) -> None:
+    """Before anything and after everything."""
+    with _device(make) as device:
+        device.done(Flush())
+        device.done(Write(3, b"abc", fua=True))
+        device.done(Flush())
+        device.reads(3, b"abc")

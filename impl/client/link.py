@@ -1,0 +1,104 @@
+"""A socket to an NBD server, with the handshake done: what a client is built upon.
+
+Units:   timeouts in seconds, for all of what a function does; None waits for ever.
+Errors:  ConnectionError and TimeoutError, as sockets raise them; HandshakeError when the server answers, but not as
+         we need; UsageError for a URI that is none.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from impl.client.uri import Target, parse
+from impl.nbd.agreement import ExportInfo, Phase
+from impl.nbd.client_handshake import ClientHandshake, Goal
+from impl.nbd.wire import MetaContext, ServerEntry
+
+RECEIVE_BYTES = 64 << 10
+TIMEOUT_S = 30.0
+
+
+class HandshakeError(ConnectionError):
+    """The server does not give what was asked for; `refusal` is its reply type, or 0."""
+
+    def __init__(self, reason: str, refusal: int = 0) -> None:
+        super().__init__(reason)
+        self.refusal = refusal
+
+
+class Deadline:
+    """A point in time, or never."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._at = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def left_s(self) -> float | None:
+        """Seconds until then; TimeoutError once it has passed."""
+        if self._at is None:
+            return None
+        left_s = self._at - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the NBD server took too long")
+        return left_s
+
+
+def open_socket(target: Target, deadline: Deadline) -> socket.socket:
+    """A connected stream socket."""
+    if not target.path:
+        sock = socket.create_connection((target.host, target.port), deadline.left_s())
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # "Protocol phases"
+        return sock
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(deadline.left_s())
+        sock.connect(target.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def shake_hands(sock: socket.socket, handshake: ClientHandshake, deadline: Deadline) -> None:
+    """Run a handshake to its end; HandshakeError when that is not the one it was for."""
+    while handshake.phase in (Phase.CLIENT_FLAGS, Phase.OPTIONS):
+        sock.settimeout(deadline.left_s())
+        sock.sendall(handshake.data_to_send())
+        received = sock.recv(RECEIVE_BYTES)
+        if not received:
+            raise HandshakeError("the server closed the connection during the handshake")
+        handshake.receive(received)
+    if handshake.phase is Phase.CLOSED:
+        try:
+            sock.sendall(handshake.data_to_send())
+        except OSError as error:  # a farewell that comes too late; what the server said counts
+            if handshake.error is None:
+                raise HandshakeError(f"the server left first: {error}") from error
+    if handshake.error is not None:
+        raise HandshakeError(handshake.error, handshake.refusal)
+
+
+def ask(uri: str, goal: Goal, timeout_s: float | None, queries: tuple[str, ...] = ()) -> ClientHandshake:
+    """A handshake that only asks, done."""
+    target, deadline = parse(uri), Deadline(timeout_s)
+    handshake = ClientHandshake(target.export, goal, contexts=queries)
+    with open_socket(target, deadline) as sock:
+        shake_hands(sock, handshake, deadline)
+    return handshake
+
+
+def list_exports(uri: str, timeout_s: float | None = TIMEOUT_S) -> list[ServerEntry]:
+    """The exports a server tells of, names and descriptions; the export in the URI does not matter."""
+    return ask(uri, Goal.LIST, timeout_s).exports
+
+
+def export_info(uri: str, timeout_s: float | None = TIMEOUT_S) -> ExportInfo:
+    """What a server tells of one export to a client that does not go on to use it."""
+    export = ask(uri, Goal.INFO, timeout_s).export
+    assert export is not None
+    return export
+
+
+def list_contexts(uri: str, queries: tuple[str, ...] = (), timeout_s: float | None = TIMEOUT_S) -> list[MetaContext]:
+    """The metadata contexts of one export that match the queries, or all of them."""
+    return ask(uri, Goal.LIST_META_CONTEXT, timeout_s, queries).contexts
