@@ -65,6 +65,10 @@ class Subject(Protocol):
     def validates(self) -> bool:
         """Whether it refuses by itself what is outside the device, empty, or not permitted."""
 
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a store to break."""
+
     def ask(self, request: model.Request) -> model.Reply: ...
 
     def break_store(self, after_bytes: int | None) -> None:
@@ -226,6 +230,7 @@ class ModelSubject:
     """The model itself: the suite has to be true of it before it is asked of anything else."""
 
     validates = True
+    has_store = False
 
     def __init__(self, setup: Setup) -> None:
         self._device = setup.device()
@@ -252,6 +257,7 @@ class OverlaySubject:
     """The overlay, called directly."""
 
     validates = False
+    has_store = True
 
     def __init__(self, setup: Setup, overlay_class: OverlayClass = Overlay) -> None:
         self.parts = assemble(setup, overlay_class)
@@ -293,6 +299,7 @@ class ServerSubject:
     """The overlay behind the server, asked in turn through several connections of our own client."""
 
     validates = True
+    has_store = True
 
     def __init__(self, setup: Setup, connections: int = 2, overlay_class: OverlayClass = Overlay) -> None:
         self.parts = assemble(setup, overlay_class)
