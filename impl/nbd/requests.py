@@ -35,6 +35,10 @@ from impl.nbd.constants import (
 from impl.nbd.wire import REQUEST, Buffer
 
 RECEIVE_BUFFER_BYTES = 64 << 10
+# What is received at once while large payloads come one after the other: the header of the next request, and as little
+# as possible of its payload, which would have to be copied.
+BULK_RECEIVE_BYTES = 1 << 10
+BULK_PAYLOAD_MIN_BYTES = 32 << 10
 
 
 class Request(NamedTuple):
@@ -178,6 +182,8 @@ class RequestReader:
         self._limits = {int(c): tuple(found) for c in RULES if (found := limits(agreement, c)) is not None}
         self._view = memoryview(bytearray(max(RECEIVE_BUFFER_BYTES, len(leftover))))
         self._view[: len(leftover)] = leftover
+        self._window = len(self._view)  # how much of it is offered at once
+        self._spare: bytearray | None = None  # a payload's buffer that was given back
         self._start = 0  # of what has been received and not yet been parsed
         self._end = len(leftover)
         self._waiting: Request | None = None  # its payload is on its way: into the request, or to be skipped
@@ -196,7 +202,7 @@ class RequestReader:
             self._view[:unparsed] = self._view[self._start : self._end]
             self._start, self._end = 0, unparsed
         assert self._end < len(self._view), "requests are waiting to be taken"
-        return self._view[self._end :]
+        return self._view[self._end : max(self._window, self._end + REQUEST.size)]
 
     def received(self, count: int) -> None:
         """Say that `count` bytes, more than none, were received into the start of what `buffer()` gave."""
@@ -204,13 +210,15 @@ class RequestReader:
             self._payload = self._payload[count:]
         elif not self._disconnected:
             self._end += count
+            if self._end >= self._window:  # small requests queue up
+                self._window = len(self._view)
 
     def next(self) -> Request | None:
         """The next request, or None until more is received. Nothing follows a DISC."""
         if self._waiting is not None:
             return self._finish()
         start = self._start
-        if self._end - start < 28 or self._disconnected:
+        if self._end - start < 28:
             return None
         view = self._view
         magic, flags, command, cookie, offset, length = _unpack(view, start)
@@ -235,14 +243,29 @@ class RequestReader:
                 if end <= self._end:
                     self._start = end
                     return _new(Request, (command, flags, cookie, offset, length, bytes(view[start:end]), 0, ""))
-                payload = bytearray(length)
+                payload = self._payload_buffer(length)
                 have = self._end - start
                 payload[:have] = view[start : self._end]
                 self._start = self._end
-                self._payload = memoryview(payload)[have:]
+                self._payload = payload[have:]
                 self._waiting = Request(command, flags, cookie, offset, length, payload, 0, "")
                 return None
         return self._refuse(command, flags, cookie, offset, length)
+
+    def give_back(self, payload: Buffer) -> None:
+        """Say that a payload is needed no more; nobody may look at it again. Optional: it saves making the next one."""
+        if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
+            self._spare = payload.obj
+
+    def _payload_buffer(self, length: int) -> memoryview:
+        """Room for a payload: what was given back, if it is of a size."""
+        if length < BULK_PAYLOAD_MIN_BYTES:
+            return memoryview(bytearray(length))
+        self._window = BULK_RECEIVE_BYTES
+        spare, self._spare = self._spare, None
+        if spare is None or not length <= len(spare) <= 2 * length:
+            spare = bytearray(length)
+        return memoryview(spare)[:length]
 
     def _refuse(self, command: int, flags: int, cookie: int, offset: int, length: int) -> Request | None:
         error, message = refusal(self._agreement, command, flags, offset, length)

@@ -20,7 +20,7 @@ from impl.base.open import open_base
 from impl.errors import StartError, UsageError
 from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
 from impl.overlay.overlay import never
-from impl.server import captive, listeners, logs
+from impl.server import captive, listeners, logs, memory
 from impl.server.export import Export, ExportOptions, file_exists, make_export
 from impl.server.server import Server
 from impl.sizes import format_size, parse_size
@@ -154,6 +154,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Serve until told to stop; the exit status."""
+    memory.keep_large_buffers()
     if options.exit_with_parent:
         captive.exit_with_parent()
     export = make_export(open_base(options.base), export_options(options))

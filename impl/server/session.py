@@ -194,8 +194,10 @@ class Session:
         answer = commands.start(request)
         if callable(answer):
             self._give_to_worker(request, answer)
-        else:
-            self._outbox.add(answer)
+            return
+        self._outbox.add(answer)
+        if request.payload and self._reader is not None:
+            self._reader.give_back(request.payload)
 
     def _give_to_worker(self, request: Request, work: Later) -> None:
         size_bytes = request.length if request.command in PAYLOAD_COMMANDS else 0

@@ -1,0 +1,36 @@
+# Two commands: `make serve` and `make test`. Both set up what they need in .venv.
+
+BIN := .venv/bin
+
+.PHONY: serve test lint types imports unit contracts format clean
+
+serve:            ## serve the demonstration disk at nbd://localhost
+	@tools/setup.sh serve
+	@exec $(BIN)/python -m impl.server
+
+test:             ## everything that has to pass
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory lint types imports contracts unit
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types:
+	$(BIN)/mypy
+
+imports:
+	$(BIN)/lint-imports
+
+contracts:        ## CrossHair over the model's contracts; prints what it confirmed
+	$(BIN)/python -m check.contracts
+
+unit:
+	$(BIN)/python -m pytest
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

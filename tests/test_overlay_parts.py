@@ -1,0 +1,157 @@
+"""The state map and the stores."""
+
+import errno
+import os
+
+import pytest
+
+from impl.errors import StartError
+from impl.overlay import store as stores
+from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, Run, StateMap, runs
+from impl.overlay.store import memory_store, temporary_store
+
+MIB = 1 << 20
+MAKERS = {"temporary": temporary_store, "memory": memory_store}
+
+
+def resident_bytes():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_a_new_map_says_that_nothing_is_allocated():
+    assert StateMap(10).get(0, 10) == bytes([NOT_ALLOCATED] * 10)
+
+
+def test_a_fill_changes_its_range_and_no_other():
+    states = StateMap(100)
+    states.fill(3, 7, ALLOCATED)
+    states.fill(6, 7, TRIMMED)
+    assert states.get(2, 9) == bytes([0, 1, 1, 1, 2, 0, 0])
+
+
+def test_a_fill_longer_than_a_chunk_is_whole(monkeypatch):
+    monkeypatch.setattr("impl.overlay.statemap.FILL_CHUNK_BLOCKS", 4)
+    states = StateMap(100)
+    states.fill(1, 12, TRIMMED)
+    assert states.get(0, 14) == bytes([0, *[2] * 11, 0, 0])
+
+
+def test_the_map_of_an_8_tib_device_costs_nothing_until_it_is_used():
+    before = resident_bytes()
+    states = StateMap((8 << 40) // (64 << 10))
+    states.fill(1 << 26, (1 << 26) + 1, ALLOCATED)
+    assert states.get((1 << 26) - 1, (1 << 26) + 2) == bytes([0, 1, 0])
+    assert resident_bytes() - before < MIB
+
+
+def test_a_map_that_no_address_space_can_hold_is_refused_in_one_line():
+    with pytest.raises(StartError, match="larger --cow-block-size"):
+        StateMap(1 << 50)
+
+
+RUNS = [
+    ([0, 0, 0], [(5, 8, 0)]),
+    ([1], [(5, 6, 1)]),
+    ([0, 1, 1, 2, 2, 2, 0], [(5, 6, 0), (6, 8, 1), (8, 11, 2), (11, 12, 0)]),
+    ([10 % 3, 2, 1], [(5, 6, 1), (6, 7, 2), (7, 8, 1)]),
+]
+
+
+@pytest.mark.parametrize(("states", "expected"), RUNS)
+def test_runs_are_the_longest_stretches_of_one_state(states, expected):
+    assert list(runs(bytes(states), 5)) == [Run(*run) for run in expected]
+
+
+@pytest.fixture(params=MAKERS)
+def store(request):
+    made = MAKERS[request.param](64 * MIB)
+    yield made
+    made.close()
+
+
+def test_what_is_written_is_read(store):
+    store.pwrite(12345, [b"one", bytearray(b"two"), memoryview(b"three")])
+    assert store.pread(12340, 16) == bytes(5) + b"onetwothree"
+
+
+def test_more_buffers_than_one_call_takes_are_all_written(store, monkeypatch):
+    """A short write is carried on from where it ended."""
+    real = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, buffers, offset: real(fd, [buffers[0][:2]], offset))
+    store.pwrite(7, [b"abc", b"def"])
+    assert store.pread(7, 6) == b"abcdef"
+
+
+def test_holes_give_the_space_back(store):
+    store.pwrite(0, [b"\xff" * (8 * MIB)])
+    taken = store.allocated_bytes()
+    assert taken >= 8 * MIB
+    store.punch_hole(0, 8 * MIB)
+    assert store.allocated_bytes() <= taken - 8 * MIB + 64 * 1024
+
+
+@pytest.mark.parametrize("length", [1, 4096, 128 << 10, (128 << 10) + 1, 3 * MIB])
+def test_written_zeroes_are_zeroes_and_have_their_space(store, length):
+    store.pwrite(0, [b"\xff" * (4 * MIB)])
+    store.punch_hole(0, 4 * MIB)
+    store.pwrite(5000 + length, [b"behind"])
+    store.write_zeroes(5000, length)
+    assert store.pread(5000, length) == bytes(length)
+    assert store.pread(5000 + length, 6) == b"behind"
+    assert store.allocated_bytes() >= length
+
+
+def test_where_the_file_system_cannot_zero_a_range_zeroes_are_written(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(stores, "fallocate", refuse)
+    store.pwrite(0, [b"\xff" * (3 * MIB)])
+    store.write_zeroes(100, 2 * MIB)
+    assert store.pread(99, 2 * MIB + 2) == b"\xff" + bytes(2 * MIB) + b"\xff"
+
+
+def test_where_the_file_system_cannot_punch_nothing_is_lost(store, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(stores, "fallocate", refuse)
+    store.pwrite(0, [b"\xff" * 4096])
+    store.punch_hole(4096, 4096)
+    assert store.pread(0, 4096) == b"\xff" * 4096
+
+
+def test_another_error_while_punching_is_told(store, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(stores, "fallocate", fail)
+    with pytest.raises(OSError, match="broken"):
+        store.punch_hole(0, 4096)
+
+
+def test_a_reserved_store_has_all_its_space_and_keeps_it():
+    store = temporary_store(4 * MIB, reserve=True)
+    assert store.allocated_bytes() >= 4 * MIB
+    store.punch_hole(0, 4 * MIB)
+    assert store.allocated_bytes() >= 4 * MIB
+    store.close()
+
+
+def test_a_temporary_store_leaves_no_name_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    store = temporary_store(MIB)
+    assert list(tmp_path.iterdir()) == []
+    store.close()
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(StartError, match=r"nowhere: No such file.*TMPDIR"):
+        temporary_store(MIB)
+
+
+def test_a_store_larger_than_a_file_can_be_is_refused_in_one_line():
+    with pytest.raises(StartError, match="cannot make a sparse overlay of"):
+        temporary_store((1 << 63) - 1)
