@@ -121,19 +121,22 @@ class Overlay:
         last = (end - 1) // self.block_size
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
-            if states.count(NOT_ALLOCATED) == len(states):
-                return [FromBase(offset, length)]
-            segments: list[Segment] = []
+            state = states[0]
+            if states.count(state) == len(states):
+                return [self._segment(state, offset, length)]
+            segments = []
             for run in runs(states, first):
                 start = max(offset, run.first * self.block_size)
-                run_length = min(end, run.end * self.block_size) - start
-                if run.state == ALLOCATED:
-                    segments.append(self.store.pread(start, run_length))
-                elif run.state == TRIMMED:
-                    segments.append(Zeroes(run_length))
-                else:
-                    segments.append(FromBase(start, run_length))
+                segments.append(self._segment(run.state, start, min(end, run.end * self.block_size) - start))
             return segments
+
+    def _segment(self, state: int, offset: int, length: int) -> Segment:
+        """A part of a read whose blocks are all in `state`; the caller holds the range."""
+        if state == NOT_ALLOCATED:
+            return FromBase(offset, length)
+        if state == TRIMMED:
+            return Zeroes(length)
+        return self.store.pread(offset, length)
 
     def _read_copying(self, offset: int, length: int) -> list[Segment]:
         """A read that keeps what it fetched: whole blocks, and only those that nobody has changed meanwhile.

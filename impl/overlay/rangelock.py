@@ -118,12 +118,17 @@ class RangeLock:
                 # A condition may wake without being notified, and what is in the way may be several.
                 while _must_wait(self._queue.value, ticket):
                     wakeup.wait()
-            return ticket
+        return ticket
 
     def release(self, ticket: _Ticket) -> None:
         """Give the range back, and wake those, and only those, whom nobody else keeps waiting."""
         with self._mutex:
-            queue = tuple([other for other in self._queue.value if other is not ticket])
+            queue = self._queue.value
+            if len(queue) == 1:  # nobody else is here
+                assert queue[0] is ticket
+                self._queue.value = ()
+                return
+            queue = tuple([other for other in queue if other is not ticket])
             self._queue.value = queue
             for other in queue:
                 if (

@@ -28,7 +28,9 @@ SENDFILE_MIN_BYTES = 32 << 10
 # A reply with more extents than this says less than it costs; the client asks on from where it ends.
 EXTENTS_MAX_COUNT = 64 << 10
 
-# Plain integers: an operator of IntFlag costs more than many a command.
+# Plain integers: looking at an Enum costs more than many a command.
+READ = int(Command.READ)
+FLUSH = int(Command.FLUSH)
 FLAG_DF = int(CommandFlag.DF)
 FLAG_FAST_ZERO = int(CommandFlag.FAST_ZERO)
 FLAG_NO_HOLE = int(CommandFlag.NO_HOLE)
@@ -56,7 +58,7 @@ class Commands:
         """The reply, or what a worker has to call to get it."""
         if request.error:
             return self.error(request, request.error, request.message)
-        if request.length == 0 and request.command != Command.FLUSH:
+        if request.length == 0 and request.command != FLUSH:
             return self._nothing(request)
         try:
             return self.HANDLERS[request.command](self, request)
@@ -87,7 +89,7 @@ class Commands:
 
     def _nothing(self, request: Request) -> Reply:
         """A request of no bytes has nothing to do, and succeeds."""
-        if self._structured and request.command == Command.READ:
+        if self._structured and request.command == READ:
             return [replies.done_chunk(request.cookie)]
         return self._done(request)
 

@@ -38,7 +38,9 @@ HANDSHAKE_RECEIVE_BYTES = 64 << 10
 RECEIVES_MAX = 16
 # How long to wait for a client to close its end, so that closing ours does not destroy replies on their way.
 LINGER_S = 1.0
-PAYLOAD_COMMANDS = (Command.READ, Command.WRITE)
+# Plain integers: looking at an Enum costs more than many a command.
+DISC = int(Command.DISC)
+PAYLOAD_COMMANDS = (int(Command.READ), int(Command.WRITE))
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
 
 log = logging.getLogger("cowproof.server")
@@ -178,7 +180,7 @@ class Session:
             request = reader.next()
             if request is None:
                 break
-            if request.command == Command.DISC and not request.error:
+            if request.command == DISC and not request.error:
                 self._receiving = False
                 self._draining = True
                 break
