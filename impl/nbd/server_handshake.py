@@ -221,7 +221,7 @@ class ServerHandshake:
 
     def _abort(self, option: int, _: bytes) -> None:
         self._reply(option, OptionReply.ACK)
-        self._close("client aborted the handshake")
+        self._close(None)  # it is in order to leave like this
 
     def _list(self, option: int, _: bytes) -> None:
         for export in self._exports.values():
@@ -307,7 +307,7 @@ class ServerHandshake:
     def _reply(self, option: int, reply: OptionReply, data: bytes = b"") -> None:
         self._outgoing += wire.pack_option_reply(option, reply, data)
 
-    def _close(self, reason: str) -> None:
+    def _close(self, reason: str | None) -> None:
         self.error = reason
         self.phase = Phase.CLOSED
 
