@@ -27,8 +27,8 @@ no file, and you can write to it as you like: to these files, over these
 files, or to the whole disk as if it had no files at all.
 
 What you write goes to an overlay. The base, which is this disk as you see
-it the first time, is never changed. Unless the overlay was told to
-persist, it is gone when the server stops, and the disk is new again.
+it the first time, is never changed. The overlay is gone when the server
+stops, and the disk is new again.
 
 Three things to try, if the server listens on its default port:
 

@@ -238,7 +238,7 @@ def announce(export: Export, uri: str, base: str | None) -> None:
             "In another terminal, try:",
             f"  nbdinfo {quoted}",
             f"  nbdcopy {quoted} - | strings | head",
-            f"  qemu-io -f raw -c 'write -P 7 100 70000' -c 'read -P 7 100 70000' {quoted}",
+            f"  qemu-io -f raw -c 'write -P 7 8M 70000' -c 'read -P 7 8M 70000' {quoted}",
             "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
         ):
             click.echo(line, err=True)
