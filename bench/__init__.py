@@ -1,0 +1,1 @@
+"""Measurements: always ratios to a peer in the same run, never a test's assertion."""

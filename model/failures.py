@@ -1,0 +1,130 @@
+"""What may be found after the overlay's own storage has failed in the middle of a request.
+
+A full disk or an I/O error comes when it likes, so `device.apply` cannot foretell it. What is promised is this: each
+whole block is entirely as before the request or entirely as after it, whichever, and no block that the request left
+alone has changed. The same holds for a copying read that was answered, though its copies could not all be stored.
+
+A test that drives a device and the model side by side goes on after a failure like this:
+
+    after, _ = apply(before, request)                    # what success would have been
+    seen = observe(ask, before, changed_blocks(before, after))
+    device = adopt(before, after, seen)                  # None: the promise is broken
+
+Source:  design notes, promise P7.
+Shapes:  observations by block index; a block that was not observed is taken to be as before.
+Units:   bytes; blocks by index.
+Errors:  none: a broken promise is None, False or Outcome.NEITHER.
+Omits:   no third outcome: a block half old and half new breaks the promise, and so does one that reads as before but
+         has gained or lost its storage. Where nothing seen tells old from new, `adopt` takes the old. That does no
+         harm to a block copied up from a base of plain data: it can never be told apart. A block that was trimmed
+         over a base which itself reports a hole of zeroes can, by a later fast zero: there, give `state` if you can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+
+from model import block as one
+from model.block import Block, State
+from model.device import Data, Device, Extents, Read, Reply, Request, Status, apply, base_of
+from model.extents import Extent, clip
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of one block after a failure; None is what was not looked at."""
+
+    contents: bytes | None = None
+    extents: tuple[Extent, ...] | None = None
+    state: State | None = None
+    unreadable: bool = False  # The block was read, and the base under it could not be.
+
+
+class Outcome(Enum):
+    """What became of one block."""
+
+    UNCHANGED = auto()
+    HAPPENED = auto()
+    EITHER = auto()  # Nothing that was seen tells old from new.
+    NEITHER = auto()  # The promise is broken.
+
+
+def changed_blocks(before: Device, after: Device) -> list[int]:
+    """The blocks that success would have changed: those that a failure leaves open."""
+    pairs = enumerate(zip(before.blocks, after.blocks, strict=True))
+    return [index for index, (old, new) in pairs if old != new]
+
+
+def observe(ask: Callable[[Request], Reply], device: Device, indices: Iterable[int]) -> dict[int, Observed]:
+    """Look at blocks through a client's eyes: status first, since reading may copy a block up."""
+    seen: dict[int, Observed] = {}
+    for index in indices:
+        offset, length = index * device.block_size, len(base_of(device, index))
+        status, read = ask(Status(offset, length)), ask(Read(offset, length))
+        seen[index] = Observed(
+            contents=read.data if isinstance(read, Data) else None,
+            extents=status.extents if isinstance(status, Extents) else None,
+            unreadable=not isinstance(read, Data),
+        )
+    return seen
+
+
+def fits(device: Device, index: int, block: Block, seen: Observed) -> bool:
+    """Whether `block`, in its place on the device, would have looked like this."""
+    base = base_of(device, index)
+    unreadable = index in device.bad and one.reading_needs_base(block)
+    if seen.unreadable != unreadable and (seen.unreadable or seen.contents is not None):
+        return False
+    if seen.contents is not None and seen.contents != one.contents(block, base):
+        return False
+    if seen.state is not None and seen.state != block.state:
+        return False
+    if seen.extents is None:
+        return True
+    blocks = (*device.blocks[:index], block, *device.blocks[index + 1 :])
+    _, reply = apply(replace(device, blocks=blocks), Status(index * device.block_size, len(base)))
+    return reply == Extents(seen.extents)
+
+
+def outcome(before: Device, after: Device, index: int, seen: Observed) -> Outcome:
+    """What became of one block, going by what was seen of it."""
+    old = fits(before, index, before.blocks[index], seen)
+    new = fits(before, index, after.blocks[index], seen)
+    if before.blocks[index] == after.blocks[index]:
+        return Outcome.UNCHANGED if old else Outcome.NEITHER
+    if old and new:
+        return Outcome.EITHER
+    if new:
+        return Outcome.HAPPENED
+    return Outcome.UNCHANGED if old else Outcome.NEITHER
+
+
+def adopt(before: Device, after: Device, seen: Mapping[int, Observed]) -> Device | None:
+    """The device as it must now be: `after` where the request has happened, else `before`; None if it is neither."""
+    blocks = list(before.blocks)
+    for index in sorted(seen):
+        found = outcome(before, after, index, seen[index])
+        if found == Outcome.NEITHER:
+            return None
+        if found == Outcome.HAPPENED:
+            blocks[index] = after.blocks[index]
+    return replace(before, blocks=tuple(blocks))
+
+
+def seen_of_all(device: Device, contents: bytes, extents: tuple[Extent, ...] | None = None) -> dict[int, Observed]:
+    """What each block showed in one read, and perhaps one status, of the whole device; all of its base is readable."""
+    seen: dict[int, Observed] = {}
+    for index in range(len(device.blocks)):
+        start = index * device.block_size
+        end = min(start + device.block_size, device.size)
+        seen[index] = Observed(contents[start:end], None if extents is None else clip(extents, start, end))
+    return seen
+
+
+def permitted_after_failure(
+    before: Device, after: Device, contents: bytes, extents: tuple[Extent, ...] | None = None
+) -> bool:
+    """Whether a device that now reads as `contents`, all of it, has kept the promise."""
+    return len(contents) == before.size and adopt(before, after, seen_of_all(before, contents, extents)) is not None
