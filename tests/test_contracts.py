@@ -1,4 +1,6 @@
-"""The contracts of the model are confirmed on every path, and each can fail.
+"""Each contract of the model can fail, and only "confirmed" counts as confirmed.
+
+That each is confirmed is for `python -m check.contracts` to say, which `make test` runs beside the tests.
 
 Source:  `model/contracts.py`, `check/contracts.py`.
 """
@@ -171,12 +173,6 @@ def replace_once(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path.name}"
     path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-@pytest.mark.parametrize("contract", CONTRACTS)
-def test_every_contract_is_confirmed_on_every_path(contract):
-    finding = examine(contract)
-    assert finding.is_as_it_must_be(), finding
 
 
 @pytest.mark.parametrize(("file", "old", "new", "contract"), [m[1:] for m in MUTANTS], ids=[m[0] for m in MUTANTS])
