@@ -204,6 +204,11 @@ class RequestReader:
         assert self._end < len(self._view), "requests are waiting to be taken"
         return self._view[self._end : max(self._window, self._end + REQUEST.size)]
 
+    @property
+    def awaits_payload(self) -> bool:
+        """Whether `buffer()` is the rest of one payload: all of it is on its way."""
+        return bool(self._payload)
+
     def received(self, count: int) -> None:
         """Say that `count` bytes, more than none, were received into the start of what `buffer()` gave."""
         if self._payload:

@@ -106,9 +106,8 @@ class Outbox:
         try:
             first = self._items[0]
             if isinstance(first, FileSlice):
-                self._send_slice(first)
-            else:
-                self._send_buffers()
+                return self._send_slice(first)
+            self._send_buffers()
         except BlockingIOError:
             return False
         return True
@@ -120,7 +119,7 @@ class Outbox:
                 if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
                     break
                 buffers.append(item)
-        sent = self._sock.sendmsg(buffers)
+        sent = self._sock.sendmsg(buffers, (), socket.MSG_DONTWAIT)
         with self._changing:
             self._size_bytes -= sent
             while sent or (self._items and self._is_empty(self._items[0])):
@@ -136,24 +135,35 @@ class Outbox:
     def _is_empty(item: Outgoing) -> bool:
         return not isinstance(item, FileSlice) and not item
 
-    def _send_slice(self, item: FileSlice) -> None:
-        failure = errno.EIO
+    def _send_slice(self, item: FileSlice) -> bool:
+        """Send a slice, or what the socket takes of it; False if that is not all.
+
+        Where the socket waits a little for the client, a slow one could hold the thread here, a little at a time: so
+        it is asked twice, no more. Twice, because a slice that is cut short may also mean that the file ends.
+        """
+        for _ in range(2):
+            sent, failure = self._sendfile(item)
+            with self._changing:
+                if sent == 0:
+                    self._replace_broken(item, failure)
+                    return True
+                item.offset += sent
+                item.length -= sent
+                if item.length == 0:
+                    self._items.popleft()
+                    return True
+        return False
+
+    def _sendfile(self, item: FileSlice) -> tuple[int, int]:
+        """How much was sent, and if that is nothing, the errno of the file's trouble. The socket's own is raised."""
         try:
-            sent = os.sendfile(self._sock.fileno(), item.fd, item.offset, item.length)
+            return os.sendfile(self._sock.fileno(), item.fd, item.offset, item.length), errno.EIO
         except BlockingIOError:
             raise
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
                 raise
-            sent, failure = 0, error.errno or errno.EIO
-        with self._changing:
-            if sent == 0:  # the file ends early, or cannot be read
-                self._replace_broken(item, failure)
-                return
-            item.offset += sent
-            item.length -= sent
-            if item.length == 0:
-                self._items.popleft()
+            return 0, error.errno or errno.EIO
 
     def _replace_broken(self, item: FileSlice, failure: int) -> None:
         """Pad what the header promised, and say behind it that it was not so. The caller holds `_changing`."""

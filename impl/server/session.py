@@ -1,8 +1,9 @@
 """One connection: what is received, what runs, what is sent, and how it ends.
 
-The socket never blocks and has one owner, the session's loop; only the outbox, which any worker may hand a reply,
-sends as well, and one thread at a time. A request that can be answered at once is; one that would wait is given to
-the session's own workers, so that it delays neither the requests behind it nor any other client's.
+The socket has one owner, the session's loop; only the outbox, which any worker may hand a reply, sends as well, and one
+thread at a time. Waiting for the client is the loop's, with one exception: see PATIENCE_S. A request that can be
+answered at once is; one that would wait is given to the session's own workers, so that it delays neither the requests
+behind it nor any other client's.
 
 Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
           what is in flight is finished and answered, then the connection is closed. After a stop, requests that
@@ -18,6 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +43,10 @@ LINGER_S = 1.0
 # Plain integers: looking at an Enum costs more than many a command.
 DISC = int(Command.DISC)
 PAYLOAD_COMMANDS = (int(Command.READ), int(Command.WRITE))
+# How long the rest of a payload, or room for a slice of a file, is waited for in the kernel rather than in the loop. In
+# a bulk transfer it comes at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the
+# thread serves, and a stop, waits as long: so a session that shares its thread must not be patient.
+PATIENCE_S = 0.05
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
 
 log = logging.getLogger("cowproof.server")
@@ -59,7 +65,7 @@ class Session:
         loop: Loop,
         on_end: Callable[[], None],
     ) -> None:
-        sock.setblocking(False)
+        be_patient(sock)
         self.client = client
         self._sock = sock
         self._fd = sock.fileno()
@@ -75,6 +81,7 @@ class Session:
         self._on_end = on_end
         self._interest = 0
         self._receiving = True
+        self._is_late = False  # the rest of a payload did not come within PATIENCE_S: waiting on is for the loop
         self._stopping = False
         self._draining = False
         self._lingering = False
@@ -133,22 +140,29 @@ class Session:
     def _receive(self) -> None:
         for _ in range(RECEIVES_MAX):
             try:
-                count = self._receive_some()
+                count = self._receive_handshake() if self._reader is None else self._receive_requests(self._reader)
             except BlockingIOError:
                 return
             if count == 0:
                 self._receiving = False
                 self._draining = True
                 return
-            if self._take_requests() or not self._receiving:
+            if self._take_requests() or not self._receiving or self._is_late:
                 return
 
-    def _receive_some(self) -> int:
-        if self._reader is not None:
-            count = self._sock.recv_into(self._reader.buffer())
-            self._reader.received(count)
-            return count
-        data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES)
+    def _receive_requests(self, reader: RequestReader) -> int:
+        """Receive once: what there is of requests, or the rest of a payload. 0 at the end of file."""
+        rest = reader.buffer()
+        flags = socket.MSG_WAITALL if reader.awaits_payload else socket.MSG_DONTWAIT
+        count = self._sock.recv_into(rest, 0, flags)
+        self._is_late = flags == socket.MSG_WAITALL and count < len(rest)
+        if count:
+            reader.received(count)
+        return count
+
+    def _receive_handshake(self) -> int:
+        """Receive a part of the handshake. 0 at the end of file."""
+        data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, socket.MSG_DONTWAIT)
         if data:
             self._haggle(data)
         return len(data)
@@ -255,7 +269,7 @@ class Session:
 
     def _discard(self) -> None:
         try:
-            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES):
+            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES, socket.MSG_DONTWAIT):
                 pass
         except BlockingIOError:
             return
@@ -299,13 +313,9 @@ class Session:
             self._loop.call_soon(lambda: self._guarded(self._update))
 
 
-def describe(sock: socket.socket, address: object) -> str:
-    """A client's name for the log: its address, or its process where the socket is local."""
-    if sock.family != socket.AF_UNIX:
-        host, port = address[:2] if isinstance(address, tuple) else (address, 0)
-        return f"{host}:{port}"
-    try:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    except OSError:
-        return "unix"
-    return f"pid {int.from_bytes(credentials[:4], 'little')}"
+def be_patient(sock: socket.socket) -> None:
+    """Make calls wait in the kernel for up to PATIENCE_S, unless they say MSG_DONTWAIT (socket(7), SO_RCVTIMEO)."""
+    sock.setblocking(True)
+    patience = struct.pack("ll", 0, int(PATIENCE_S * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
