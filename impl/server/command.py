@@ -12,7 +12,9 @@ import shlex
 import socket
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
+from typing import NoReturn
 
 import click
 
@@ -136,7 +138,16 @@ def serve(**parameters: object) -> None:
     options = Options(**parameters)  # type: ignore[arg-type]
     logs.set_up(options.verbose)
     check(options)
-    sys.exit(run(options))
+    leave(run(options))
+
+
+def leave(status: int) -> NoReturn:
+    """Exit, without waiting for threads that are left: one may wait for a base that never answers."""
+    if threading.active_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def check(options: Options) -> None:
