@@ -348,13 +348,18 @@ class Overlay:
         return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, False)
 
     def would_wait_to_change(self, offset: int, length: int) -> bool:
-        """Whether somebody uses a part of the range just now, or a block covered in part needs a slow base."""
-        pieces = split(offset, length, self.block_size, self.size)
-        if not self.ranges.is_free(pieces.first, pieces.last, True):
-            return True
-        for block in pieces.partial():
+        """Whether somebody uses a part of the range just now."""
+        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, True)
+
+    def would_wait_for_base(self, offset: int, length: int) -> bool:
+        """Whether a block that the range covers in part has to be fetched, and the base is not ready to give it."""
+        block_size = self.block_size
+        end = offset + length
+        if not offset % block_size and (not end % block_size or end == self.size):
+            return False  # by far the most frequent
+        for block in split(offset, length, block_size, self.size).partial():
             if self.states.get(block, block + 1)[0] == NOT_ALLOCATED:
-                start = block * self.block_size
+                start = block * block_size
                 if not self.base.is_ready(start, self._end_of(block) - start):
                     return True
         return False

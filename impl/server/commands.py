@@ -1,7 +1,7 @@
 """From a request to its reply: which method of the overlay a command is, and how its result is said.
 
-A handler either answers at once or, when it would wait (for a slow base, or for a range that another request holds),
-returns the rest of the work for a worker to do. Nothing else here knows of threads.
+A handler either answers at once or, when it would wait (for a slow base, or for a range that another request holds) or
+work for long, returns the rest for a worker to do. Nothing else here knows of threads.
 
 Source:  NBD protocol, "Request types", "Structured reply types", "base:allocation metadata context".
 Shapes:  a reply is a list of what is to be sent, whole: no other reply may come between its parts.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from impl.nbd import replies
 from impl.nbd.agreement import Agreement
@@ -40,8 +40,20 @@ ALLOCATION = {
     for hole, zero in itertools.product((False, True), repeat=2)
 }
 
+# Whole blocks to be changed at once without any bytes from the client; more than this is no work for the loop.
+ZERO_AT_ONCE_MAX_BYTES = 4 << 20
+
 Reply = Sequence[Outgoing]
-Later = Callable[[], Reply]
+
+
+class Later(NamedTuple):
+    """What a worker has to do for a reply, which may turn out to be another Later.
+
+    for_base:  whether it may wait for the base. What waits for a range only must not queue behind what does (P4).
+    """
+
+    run: Callable[[], Reply | Later]
+    for_base: bool
 
 
 class Commands:
@@ -75,14 +87,14 @@ class Commands:
         code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EIO
         return self.error(request, nbd_errno(code), getattr(error, "strerror", None) or "no memory")
 
-    def _later(self, request: Request, work: Callable[[], Reply]) -> Later:
-        def run() -> Reply:
+    def _later(self, request: Request, work: Callable[[], Reply | Later], for_base: bool) -> Later:
+        def run() -> Reply | Later:
             try:
                 return work()
             except (OSError, MemoryError) as error:
                 return self._failed(request, error)
 
-        return run
+        return Later(run, for_base)
 
     def _done(self, request: Request) -> Reply:
         return [replies.simple_reply(request.cookie)]
@@ -96,16 +108,24 @@ class Commands:
     # Reading
 
     def _read(self, request: Request) -> Reply | Later:
+        if self._overlay.would_wait_to_look(request.offset, request.length):
+            return self._later(request, lambda: self._looked(request), for_base=False)
+        return self._looked(request)
+
+    def _looked(self, request: Request) -> Reply | Later:
         overlay = self._overlay
-        offset, length = request.offset, request.length
-        if not overlay.would_wait_to_look(offset, length):
-            segments = overlay.look(offset, length)
-            wanted = [segment for segment in segments if isinstance(segment, FromBase)]
-            if not wanted or not overlay.copy_on_read():
-                if all([self._base.is_ready(part.offset, part.length) for part in wanted]):
-                    return self._read_reply(request, segments, by_reference=not request.flags & FLAG_DF)
-                return self._later(request, lambda: self._read_reply(request, segments, by_reference=False))
-        return self._later(request, lambda: self._read_reply(request, overlay.read(offset, length), by_reference=False))
+        segments = overlay.look(request.offset, request.length)
+        wanted = [segment for segment in segments if isinstance(segment, FromBase)]
+        if wanted and overlay.copy_on_read():
+
+            def copy() -> Reply:
+                copied = overlay.read(request.offset, request.length)
+                return self._read_reply(request, copied, by_reference=False)
+
+            return self._later(request, copy, for_base=True)
+        if all([self._base.is_ready(part.offset, part.length) for part in wanted]):
+            return self._read_reply(request, segments, by_reference=not request.flags & FLAG_DF)
+        return self._later(request, lambda: self._read_reply(request, segments, by_reference=False), for_base=True)
 
     def _read_reply(self, request: Request, segments: Sequence[Segment], by_reference: bool) -> Reply:
         """What the base does not send by reference is read before any byte goes out: a failure can still be said.
@@ -200,8 +220,12 @@ class Commands:
         return self._changing(request, work)
 
     def _changing(self, request: Request, work: Callable[[], Reply]) -> Reply | Later:
-        if self._overlay.would_wait_to_change(request.offset, request.length):
-            return self._later(request, work)
+        overlay = self._overlay
+        if overlay.would_wait_for_base(request.offset, request.length):
+            return self._later(request, work, for_base=True)
+        is_long = request.length > ZERO_AT_ONCE_MAX_BYTES and not request.payload
+        if is_long or overlay.would_wait_to_change(request.offset, request.length):
+            return self._later(request, work, for_base=False)
         return work()
 
     # The rest
@@ -211,13 +235,22 @@ class Commands:
             self._overlay.cache(request.offset, request.length)
             return self._done(request)
 
-        return work() if self._overlay.cache_mode == "ignore" else self._later(request, work)
+        if self._overlay.cache_mode != "ignore":
+            return self._later(request, work, for_base=True)
+        if self._overlay.would_wait_to_look(request.offset, request.length):
+            return self._later(request, work, for_base=False)
+        return work()
 
     def _flush(self, request: Request) -> Reply:
         self._overlay.flush()
         return self._done(request)
 
-    def _block_status(self, request: Request) -> Reply:
+    def _block_status(self, request: Request) -> Reply | Later:
+        if self._overlay.would_wait_to_look(request.offset, request.length):
+            return self._later(request, lambda: self._status_reply(request), for_base=False)
+        return self._status_reply(request)
+
+    def _status_reply(self, request: Request) -> Reply:
         found = self._overlay.extents(request.offset, request.length)
         most = 1 if request.flags & FLAG_REQ_ONE else EXTENTS_MAX_COUNT
         extents = [(extent.length, ALLOCATION[extent.hole, extent.zero]) for extent in itertools.islice(found, most)]

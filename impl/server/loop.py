@@ -77,10 +77,14 @@ class Loop:
                         handler(events)
                 self._run_due()
         finally:
-            with self._closing:
-                self._closed = True
-                self._epoll.close()
-                os.close(self._wakeup)
+            self.close()
+
+    def close(self) -> None:
+        """Give the descriptors back; `run` does so at its end."""
+        with self._closing:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._wakeup)
 
     def _timeout_s(self) -> float | None:
         return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None

@@ -66,8 +66,9 @@ class Outbox:
         """Memory taken by what waits; slices of files take none."""
         return self._size_bytes
 
-    def __bool__(self) -> bool:
-        return bool(self._items)
+    def __len__(self) -> int:
+        """How many items wait; each is an object of its own, however few its bytes."""
+        return len(self._items)
 
     def add(self, reply: Sequence[Outgoing]) -> None:
         """Queue one whole reply; dropped if the client is gone."""

@@ -123,12 +123,19 @@ class Server:
             _tune(sock)
             loop = Loop()
             session = Session(sock, client, self._exports, self._default, self._threads, loop, loop.stop)
-            with self._lock:
-                self._sessions[session] = loop
-            thread = threading.Thread(target=self._serve, args=(session, loop), name=client, daemon=True)
-            thread.start()
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             log.warning("cannot serve a client: %s", error)
+            sock.close()
+            return
+        with self._lock:
+            self._sessions[session] = loop
+        try:
+            threading.Thread(target=self._serve, args=(session, loop), name=client, daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads
+            log.warning("%s: cannot serve: %s", client, error)
+            with self._lock:
+                del self._sessions[session]
+            loop.close()
             sock.close()
 
     def _stop(self) -> None:

@@ -8,8 +8,8 @@ behind it nor any other client's.
 Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
           what is in flight is finished and answered, then the connection is closed. After a stop, requests that
           still come are answered ESHUTDOWN meanwhile.
-Bounds:   while requests in flight and replies unsent come to more than PAUSE_BYTES or PAUSE_REQUESTS, nothing more
-          is taken from the socket: the client's own buffers fill, and it waits.
+Bounds:   while requests in flight and replies unsent come to more than PAUSE_BYTES, PAUSE_REQUESTS or PAUSE_ITEMS,
+          nothing more is taken from the socket: the client's own buffers fill, and it waits.
 Locks:    `_lock` protects the counts of what is in flight; everything else belongs to the loop's thread.
 Source:   NBD protocol, "Ordering of messages and writes", "Terminating the transmission phase".
 """
@@ -35,6 +35,7 @@ from impl.server.outbox import BrokenReply, Outbox
 
 PAUSE_BYTES = 64 << 20
 PAUSE_REQUESTS = 1024
+PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 HANDSHAKE_RECEIVE_BYTES = 64 << 10
 # One client may not keep a loop for longer than this many receives.
 RECEIVES_MAX = 16
@@ -76,7 +77,10 @@ class Session:
         self._reader: RequestReader | None = None
         self._commands: Commands | None = None
         self._outbox = Outbox(sock)
-        self._workers = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="worker")
+        # Those who wait for the base, and those who wait for a range only, which is never for long.
+        self._workers = {
+            for_base: ThreadPoolExecutor(max_workers=threads, thread_name_prefix="worker") for for_base in (True, False)
+        }
         self._loop = loop
         self._on_end = on_end
         self._interest = 0
@@ -84,6 +88,7 @@ class Session:
         self._is_late = False  # the rest of a payload did not come within PATIENCE_S: waiting on is for the loop
         self._stopping = False
         self._draining = False
+        self._has_heard_all = False
         self._lingering = False
         self._ended = False
         self._lock = threading.Lock()
@@ -144,8 +149,7 @@ class Session:
             except BlockingIOError:
                 return
             if count == 0:
-                self._receiving = False
-                self._draining = True
+                self._heard_all()
                 return
             if self._take_requests() or not self._receiving or self._is_late:
                 return
@@ -191,15 +195,26 @@ class Session:
         while reader is not None and self._receiving:
             if self._is_paused():
                 return True
-            request = reader.next()
-            if request is None:
-                break
-            if request.command == DISC and not request.error:
+            try:
+                request = reader.next()
+            except PeerError as error:  # what came before is answered; what follows cannot be told apart
+                log.warning("%s: hanging up: %s", self.client, error)
                 self._receiving = False
                 self._draining = True
                 break
+            if request is None:
+                break
+            if request.command == DISC and not request.error:
+                self._heard_all()
+                break
             self._serve(request)
         return False
+
+    def _heard_all(self) -> None:
+        """The client has said its last word: what is in flight is finished, and then nobody has to be waited for."""
+        self._has_heard_all = True
+        self._receiving = False
+        self._draining = True
 
     def _serve(self, request: Request) -> None:
         commands = self._commands
@@ -208,7 +223,7 @@ class Session:
             self._outbox.add(commands.error(request, errno.ESHUTDOWN, "the server is shutting down"))
             return
         answer = commands.start(request)
-        if callable(answer):
+        if isinstance(answer, Later):
             self._give_to_worker(request, answer)
             return
         self._outbox.add(answer)
@@ -220,10 +235,14 @@ class Session:
         with self._lock:
             self._running += 1
             self._running_bytes += size_bytes
-        self._workers.submit(self._work, work, size_bytes)
+        self._workers[work.for_base].submit(self._work, work, size_bytes)
 
     def _is_paused(self) -> bool:
-        return self._running >= PAUSE_REQUESTS or self._running_bytes + self._outbox.size_bytes > PAUSE_BYTES
+        return (
+            self._running >= PAUSE_REQUESTS
+            or len(self._outbox) >= PAUSE_ITEMS
+            or self._running_bytes + self._outbox.size_bytes > PAUSE_BYTES
+        )
 
     def _update(self) -> None:
         """Send what can be sent, take what a pause left, and wait for whatever is needed next."""
@@ -259,7 +278,7 @@ class Session:
 
     def _linger(self) -> None:
         """All is sent: say so, and wait for the client to have read it."""
-        if not self._receiving:  # the client has said its last word
+        if self._has_heard_all:
             self._end()
             return
         self._lingering = True
@@ -282,21 +301,28 @@ class Session:
         self._wait_for(0)
         self._outbox.close()
         self._sock.close()
-        self._workers.shutdown(wait=False)
+        for workers in self._workers.values():  # nobody is left to hear of what has not begun
+            workers.shutdown(wait=False, cancel_futures=True)
         self._on_end()
 
     # Called on any thread
 
     def join(self) -> None:
         """Wait until nothing of this session runs on the overlay any more; after its end."""
-        self._workers.shutdown(wait=True)
+        for workers in self._workers.values():
+            workers.shutdown(wait=True)
 
     # Called on a worker's thread
 
     def _work(self, work: Later, size_bytes: int) -> None:
         reply: Reply = ()
         try:
-            reply = work()
+            answer = work.run()
+            if isinstance(answer, Later):
+                if self._passed_on(answer, size_bytes):
+                    return
+            else:
+                reply = answer
         except Exception:
             log.exception("%s: hanging up because of a bug in the server", self.client)
             self._loop.call_soon(self.abort)
@@ -311,6 +337,16 @@ class Session:
             wants_update = self._wants_update
         if wants_update or not sent_all:
             self._loop.call_soon(lambda: self._guarded(self._update))
+
+    def _passed_on(self, work: Later, size_bytes: int) -> bool:
+        """Give on what is left to do; False if the session has ended, and nobody wants it."""
+        try:
+            self._workers[work.for_base].submit(self._work, work, size_bytes)
+        except RuntimeError:
+            if not self._ended:
+                raise
+            return False
+        return True
 
 
 def be_patient(sock: socket.socket) -> None:

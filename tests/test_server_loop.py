@@ -1,0 +1,353 @@
+"""The event loop: handlers, calls from other threads, timers, and its end.
+
+Source: impl/server/loop.py; epoll(7).
+"""
+
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from impl.server.loop import READABLE, WRITABLE, Loop
+
+WAIT_S = 20
+CALLERS, CALLS = 8, 500
+
+
+def run(loop):
+    """Run a loop to its end, on a thread of its own: a loop that does not end fails the test instead of hanging it."""
+    failures = []
+
+    def target():
+        try:
+            loop.run()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive(), "the loop did not end"
+    if failures:
+        raise failures[0]
+    return thread
+
+
+@contextmanager
+def readable():
+    """A descriptor that is ready to be read, and stays so."""
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# Timers.
+
+
+def test_timers_go_off_in_the_order_of_their_times_and_never_early():
+    loop, start, seen = Loop(), time.monotonic(), []
+    for delay_s in (0.03, 0.01, 0.02, 0.0):
+        loop.call_later(delay_s, lambda delay_s=delay_s: seen.append((delay_s, time.monotonic() - start >= delay_s)))
+    loop.call_later(0.04, loop.stop)
+    run(loop)
+    assert seen == [(0.0, True), (0.01, True), (0.02, True), (0.03, True)]
+
+
+def test_timers_of_one_time_go_off_in_the_order_they_were_set(monkeypatch):
+    monkeypatch.setattr("impl.server.loop.time.monotonic", lambda: 100.0)
+    loop, seen = Loop(), []
+    for number in range(20):
+        loop.call_later(0.0, lambda number=number: seen.append(number))
+    loop.call_later(0.0, loop.stop)
+    run(loop)
+    assert seen == list(range(20))
+
+
+def test_a_timer_may_set_another():
+    loop, seen = Loop(), []
+
+    def again():
+        seen.append(len(seen))
+        loop.call_later(0.0, again if len(seen) < 5 else loop.stop)
+
+    loop.call_later(0.0, again)
+    run(loop)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+def test_a_timer_goes_off_while_descriptors_keep_the_loop_busy():
+    loop = Loop()
+    with readable() as fd:
+        loop.watch(fd, READABLE, lambda _: None)
+        loop.call_later(0.01, loop.stop)
+        run(loop)
+
+
+def test_a_loop_that_was_stopped_calls_no_timer_any_more():
+    loop, seen = Loop(), []
+    loop.call_later(0.0, loop.stop)
+    loop.call_later(0.0, lambda: seen.append("late"))
+    run(loop)
+    assert seen == []
+
+
+# Calls from other threads.
+
+
+def test_what_is_called_before_the_loop_runs_is_run_by_it():
+    loop, threads = Loop(), []
+    loop.call_soon(lambda: threads.append(threading.current_thread()))
+    loop.call_soon(loop.stop)
+    assert threads == []
+    assert [run(loop)] == threads
+
+
+def test_calls_of_many_threads_all_run_on_the_loops_thread_and_each_threads_in_order():
+    loop, seen, ended = Loop(), [], []
+
+    def end():
+        ended.append(None)
+        if len(ended) == CALLERS:
+            loop.stop()
+
+    def call(caller):
+        for number in range(CALLS):
+            loop.call_soon(lambda number=number: seen.append((caller, number, threading.current_thread())))
+        loop.call_soon(end)
+
+    callers = [threading.Thread(target=call, args=(caller,)) for caller in range(CALLERS)]
+    for thread in callers:
+        thread.start()
+    own = run(loop)
+    for thread in callers:
+        thread.join(WAIT_S)
+    assert len(seen) == CALLERS * CALLS
+    assert {thread for _, _, thread in seen} == {own}
+    for caller in range(CALLERS):
+        assert [number for who, number, _ in seen if who == caller] == list(range(CALLS))
+
+
+def test_a_call_wakes_a_loop_that_waits():
+    loop, waiting = Loop(), threading.Event()
+    loop.call_soon(waiting.set)
+
+    def stop_it():
+        assert waiting.wait(WAIT_S)
+        loop.call_soon(loop.stop)
+
+    thread = threading.Thread(target=stop_it)
+    thread.start()
+    run(loop)
+    thread.join(WAIT_S)
+
+
+def test_a_call_may_make_another():
+    loop, seen = Loop(), []
+    loop.call_soon(lambda: (seen.append(1), loop.call_soon(lambda: (seen.append(2), loop.stop()))))
+    run(loop)
+    assert seen == [1, 2]
+
+
+# Its end.
+
+
+def successors(wakeup):
+    """Eventfds, among them one that has the number which the loop's own had."""
+    made = []
+    while wakeup not in made:
+        made.append(os.eventfd(0, os.EFD_NONBLOCK))
+        assert len(made) < 1000, "nobody gave the number back"
+    return made
+
+
+def assert_untouched_and_close(fds):
+    try:
+        for fd in fds:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_call_after_the_end_is_forgotten_and_writes_to_nobodys_descriptor():
+    loop, seen = Loop(), []
+    wakeup = loop._wakeup
+    loop.call_soon(loop.stop)
+    run(loop)
+    others = successors(wakeup)
+    loop.call_soon(lambda: seen.append("late"))
+    assert_untouched_and_close(others)
+    assert seen == []
+
+
+def test_calls_that_race_with_the_end_write_to_nobodys_descriptor():
+    for _ in range(30):
+        loop, enough = Loop(), threading.Event()
+        wakeup = loop._wakeup
+
+        def call(loop=loop, enough=enough):
+            while not enough.is_set():
+                loop.call_soon(lambda: None)
+
+        callers = [threading.Thread(target=call) for _ in range(3)]
+        for thread in callers:
+            thread.start()
+        loop.call_soon(loop.stop)
+        run(loop)
+        others = successors(wakeup)
+        enough.set()
+        for thread in callers:
+            thread.join(WAIT_S)
+        assert_untouched_and_close(others)
+
+
+class Forgetful(Loop):
+    """A mutant that does not know that it has ended."""
+
+    @property
+    def _closed(self):
+        return False
+
+    @_closed.setter
+    def _closed(self, _):
+        pass
+
+
+def test_a_loop_that_does_not_know_its_end_is_found_out():
+    loop = Forgetful()
+    wakeup = loop._wakeup
+    loop.call_soon(loop.stop)
+    run(loop)
+    others = successors(wakeup)
+    loop.call_soon(lambda: None)
+    with pytest.raises(pytest.fail.Exception):
+        assert_untouched_and_close(others)
+
+
+def test_an_exception_of_a_handler_ends_the_loop_in_order():
+    loop = Loop()
+    wakeup = loop._wakeup
+
+    def fail(_):
+        raise ZeroDivisionError
+
+    with readable() as fd:
+        loop.watch(fd, READABLE, fail)
+        with pytest.raises(ZeroDivisionError):
+            run(loop)
+    others = successors(wakeup)
+    loop.call_soon(lambda: None)
+    assert_untouched_and_close(others)
+
+
+# Descriptors.
+
+
+def test_a_handler_is_called_as_long_as_its_descriptor_is_ready():
+    loop, seen = Loop(), []
+
+    def handler(events):
+        seen.append(events)
+        if len(seen) == 3:
+            loop.stop()
+
+    with readable() as fd:
+        loop.watch(fd, READABLE, handler)
+        run(loop)
+    assert seen == [READABLE] * 3
+
+
+def test_a_handler_that_forgets_itself_is_called_no_more():
+    loop, seen = Loop(), []
+    with readable() as fd, readable() as other:
+
+        def handler(_):
+            seen.append("itself")
+            loop.forget(fd)
+
+        rounds = []
+
+        def count(_):
+            rounds.append(None)
+            if len(rounds) == 10:
+                loop.stop()
+
+        loop.watch(fd, READABLE, handler)
+        loop.watch(other, READABLE, count)
+        run(loop)
+    assert seen == ["itself"]
+
+
+def test_a_handler_that_was_forgotten_in_the_same_round_is_not_called():
+    loop, seen = Loop(), []
+    with readable() as one, readable() as two:
+
+        def forget_both(fd):
+            seen.append(fd)
+            loop.forget(one)
+            loop.forget(two)
+            loop.call_soon(loop.stop)
+
+        loop.watch(one, READABLE, lambda _: forget_both(one))
+        loop.watch(two, READABLE, lambda _: forget_both(two))
+        run(loop)
+    assert len(seen) == 1
+
+
+def test_what_was_forgotten_may_be_watched_again():
+    loop, seen = Loop(), []
+    with readable() as fd:
+
+        def first(_):
+            seen.append("first")
+            loop.forget(fd)
+            loop.watch(fd, READABLE, second)
+
+        def second(_):
+            seen.append("second")
+            loop.stop()
+
+        loop.watch(fd, READABLE, first)
+        run(loop)
+    assert seen == ["first", "second"]
+
+
+def test_what_is_waited_for_can_be_changed():
+    loop, seen = Loop(), []
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+
+        def handler(events):
+            seen.append(events)
+            if events == READABLE:
+                loop.change(ours.fileno(), WRITABLE)
+            else:
+                loop.stop()
+
+        loop.watch(ours.fileno(), READABLE, handler)
+        run(loop)
+    assert seen == [READABLE, WRITABLE]
+
+
+def test_a_hang_up_is_told_whatever_is_waited_for():
+    loop, seen = Loop(), []
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()
+
+        def handler(events):
+            seen.append(events & ~(READABLE | WRITABLE))
+            loop.stop()
+
+        loop.watch(ours.fileno(), READABLE, handler)
+        run(loop)
+    assert seen[0]
