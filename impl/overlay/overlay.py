@@ -186,6 +186,10 @@ class Overlay:
         # Bytes of the first and the last block that the write leaves as they are.
         before = offset - first * self.block_size
         after = self._end_of(last) - end
+        if not before and not after:
+            with self.ranges.exclusive(first, last):
+                self._write_blocks(first, last, offset, [data])
+            return
         fetched = self._fetch_partial(([first] if before else []) + ([last] if after else []))
         with self.ranges.exclusive(first, last):
             # What is left of a block that is not ALLOCATED has to be written too.

@@ -99,12 +99,11 @@ class FileStore:
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one behind the other; on an error, a part of them may have been written."""
-        length = sum(map(len, buffers))
         done = os.pwritev(self._fd, buffers, offset)
-        if done == length:
+        if done == sum(map(len, buffers)):
             return
         rest = memoryview(b"".join(buffers))
-        while done < length:
+        while done < len(rest):
             done += os.pwrite(self._fd, rest[done:], offset + done)
 
     def write_zeroes(self, offset: int, length: int) -> None:

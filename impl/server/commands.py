@@ -196,11 +196,15 @@ class Commands:
     # Writing. FUA asks for nothing more: the temporary overlay does not outlive the process.
 
     def _write(self, request: Request) -> Reply | Later:
-        def work() -> Reply:
-            self._overlay.write(request.offset, request.payload)
-            return self._done(request)
+        overlay = self._overlay
+        for_base = overlay.would_wait_for_base(request.offset, request.length)
+        if for_base or overlay.would_wait_to_change(request.offset, request.length):
+            return self._later(request, lambda: self._written(request), for_base)
+        return self._written(request)
 
-        return self._changing(request, work)
+    def _written(self, request: Request) -> Reply:
+        self._overlay.write(request.offset, request.payload)
+        return [replies.simple_reply(request.cookie)]
 
     def _trim(self, request: Request) -> Reply | Later:
         def work() -> Reply:
@@ -220,12 +224,15 @@ class Commands:
         return self._changing(request, work)
 
     def _changing(self, request: Request, work: Callable[[], Reply]) -> Reply | Later:
+        """A change that brings no bytes, and so may be of any length."""
         overlay = self._overlay
-        if overlay.would_wait_for_base(request.offset, request.length):
-            return self._later(request, work, for_base=True)
-        is_long = request.length > ZERO_AT_ONCE_MAX_BYTES and not request.payload
-        if is_long or overlay.would_wait_to_change(request.offset, request.length):
-            return self._later(request, work, for_base=False)
+        for_base = overlay.would_wait_for_base(request.offset, request.length)
+        if (
+            for_base
+            or request.length > ZERO_AT_ONCE_MAX_BYTES
+            or overlay.would_wait_to_change(request.offset, request.length)
+        ):
+            return self._later(request, work, for_base)
         return work()
 
     # The rest

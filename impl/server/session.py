@@ -193,8 +193,6 @@ class Session:
         """Start every request that has arrived whole; True if a pause left some of them."""
         reader = self._reader
         while reader is not None and self._receiving:
-            if self._is_paused():
-                return True
             try:
                 request = reader.next()
             except PeerError as error:  # what came before is answered; what follows cannot be told apart
@@ -208,6 +206,8 @@ class Session:
                 self._heard_all()
                 break
             self._serve(request)
+            if self._is_paused():
+                return True
         return False
 
     def _heard_all(self) -> None:
@@ -249,7 +249,7 @@ class Session:
         if self._lingering:
             return
         self._outbox.flush()
-        left_some = self._take_requests()
+        left_some = self._is_paused() or self._take_requests()
         sent_all = self._outbox.flush()
         with self._lock:
             paused = self._is_paused()
