@@ -44,6 +44,8 @@ LINGER_S = 1.0
 # Plain integers: looking at an Enum costs more than many a command.
 DISC = int(Command.DISC)
 PAYLOAD_COMMANDS = (int(Command.READ), int(Command.WRITE))
+MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
+MSG_WAITALL = int(socket.MSG_WAITALL)
 # How long the rest of a payload, or room for a slice of a file, is waited for in the kernel rather than in the loop. In
 # a bulk transfer it comes at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the
 # thread serves, and a stop, waits as long: so a session that shares its thread must not be patient.
@@ -151,22 +153,24 @@ class Session:
             if count == 0:
                 self._heard_all()
                 return
-            if self._take_requests() or not self._receiving or self._is_late:
+            if self._is_late or self._take_requests() or not self._receiving:
                 return
 
     def _receive_requests(self, reader: RequestReader) -> int:
         """Receive once: what there is of requests, or the rest of a payload. 0 at the end of file."""
-        rest = reader.buffer()
-        flags = socket.MSG_WAITALL if reader.awaits_payload else socket.MSG_DONTWAIT
-        count = self._sock.recv_into(rest, 0, flags)
-        self._is_late = flags == socket.MSG_WAITALL and count < len(rest)
+        room = reader.buffer()
+        if reader.awaits_payload:
+            count = self._sock.recv_into(room, 0, MSG_WAITALL)
+            self._is_late = count < len(room)
+        else:
+            count = self._sock.recv_into(room, 0, MSG_DONTWAIT)
         if count:
             reader.received(count)
         return count
 
     def _receive_handshake(self) -> int:
         """Receive a part of the handshake. 0 at the end of file."""
-        data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT)
         if data:
             self._haggle(data)
         return len(data)
@@ -288,7 +292,7 @@ class Session:
 
     def _discard(self) -> None:
         try:
-            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES, socket.MSG_DONTWAIT):
+            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT):
                 pass
         except BlockingIOError:
             return
