@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from impl import __version__
 from impl.server.command import fail_in_one_line, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="cowproof")
+@click.version_option(__version__, prog_name="cowproof")
 def cowproof() -> None:
     """A copy-on-write overlay for any read-only disk, served over NBD.
 

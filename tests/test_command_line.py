@@ -256,7 +256,7 @@ def test_cowproof_serve_is_the_same_command():
 
 
 def test_cowproof_tells_its_version_even_from_a_checkout():
-    declared = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    declared = re.search(r'^__version__ = "(.*)"$', (ROOT / "impl" / "__init__.py").read_text(), re.MULTILINE)
     status, out, err = end_of([SERVER[0], "-c", "from impl.cli import main; main()", "--version"])
     assert (status, err) == (STOPPED, "")
     assert declared[1] in out

@@ -21,15 +21,22 @@ PR_SET_PDEATHSIG = 1
 COPY_BYTES = 1 << 20
 
 
-def client_on_stdio() -> socket.socket:
-    """The client on descriptors 0 and 1, which are a socket, or two pipes that threads connect to one."""
+def client_on_stdio() -> tuple[socket.socket, Callable[[], None]]:
+    """The client on descriptors 0 and 1, and what to call at the end, so that it gets all that was sent to it.
+
+    They are a socket, or else two pipes, which threads connect to a socket.
+    """
     try:
-        return socket.socket(fileno=os.dup(0))
+        return socket.socket(fileno=os.dup(0)), lambda: None
     except OSError:
         ours, theirs = socket.socketpair()
-        for source, target in ((0, theirs.fileno()), (theirs.fileno(), 1)):
-            threading.Thread(target=_copy, args=(source, target, theirs), daemon=True).start()
-        return ours
+        incoming, outgoing = (
+            threading.Thread(target=_copy, args=(source, target, theirs), daemon=True)
+            for source, target in ((0, theirs.fileno()), (theirs.fileno(), 1))
+        )
+        incoming.start()
+        outgoing.start()
+        return ours, outgoing.join
 
 
 def _copy(source: int, target: int, bridge: socket.socket) -> None:
@@ -65,6 +72,12 @@ class Captive:
         self._process.wait()
         self._on_end()
 
+    def kill(self) -> None:
+        """End the command whatever it thinks of that."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def end(self) -> int:
         """End the command if it still runs. Its exit status, or 128 and the signal that killed it, as shells say."""
         if self._process.poll() is None:
@@ -88,11 +101,15 @@ def exit_with_parent() -> None:
 
 
 def write_pidfile(path: str) -> None:
-    """Write our process number. Whoever sees the file can connect."""
+    """Write our process number. Whoever sees the file can read it whole, and can connect."""
+    unfinished = f"{path}.{os.getpid()}"
     try:
-        with open(path, "w", encoding="ascii") as file:
+        with open(unfinished, "w", encoding="ascii") as file:
             file.write(f"{os.getpid()}\n")
+        os.replace(unfinished, path)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(unfinished)
         raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
 
 

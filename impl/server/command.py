@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -154,6 +155,8 @@ def check(options: Options) -> None:
     """Refuse what makes no sense together. UsageError says what, and what would."""
     if options.unix is not None and (options.ipaddr is not None or options.port is not None):
         raise UsageError("--unix cannot go with --ipaddr or --port: one server listens in one place")
+    if options.unix == "":
+        raise UsageError("--unix '': expected the path of a socket")
     if options.stdio and (options.unix or options.ipaddr or options.port is not None or options.run):
         raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
     if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
@@ -169,17 +172,42 @@ def run(options: Options) -> int:
     if options.exit_with_parent:
         captive.exit_with_parent()
     export = make_export(open_base(options.base), export_options(options))
-    with tempfile.TemporaryDirectory(prefix="cowproof-") as private:
-        sockets = [] if options.stdio else listen(options, private)
+    with ExitStack() as cleanup:
+        sockets = [] if options.stdio else listen(options, cleanup)
+        for listener in sockets:
+            cleanup.callback(listener.close)
         server = Server({options.exportname: export}, options.exportname, sockets, options.threads)
-        server.stop_on_signals()
-        if options.pidfile is not None:
-            captive.write_pidfile(options.pidfile)
-        try:
-            return serve_until_stopped(server, export, sockets, options)
-        finally:
-            if options.pidfile is not None:
-                captive.remove_pidfile(options.pidfile)
+        if options.run is not None:
+            return run_captive(server, options, sockets[0], cleanup)
+        server.stop_on_signals(on_second=lambda: None)
+        show_pid(options, cleanup)
+        if options.stdio:
+            client, finish = captive.client_on_stdio()
+            is_clean = server.run(client)
+            if is_clean:
+                finish()
+        else:
+            announce(export, listeners.uri_of(sockets[0], options.exportname), options.base)
+            is_clean = server.run()
+        return 0 if is_clean else 1
+
+
+def run_captive(server: Server, options: Options, listener: socket.socket, cleanup: ExitStack) -> int:
+    """Serve while a command runs; its exit status."""
+    assert options.run is not None
+    uri = listeners.uri_of(listener, options.exportname)
+    show_pid(options, cleanup)
+    command = captive.Captive(options.run, variables(listener, uri, options), server.stop)
+    server.stop_on_signals(on_second=command.kill)
+    server.run()
+    return command.end()
+
+
+def show_pid(options: Options, cleanup: ExitStack) -> None:
+    """Write the pid file, if one is wanted."""
+    if options.pidfile is not None:
+        captive.write_pidfile(options.pidfile)
+        cleanup.callback(captive.remove_pidfile, options.pidfile)
 
 
 def export_options(options: Options) -> ExportOptions:
@@ -196,8 +224,8 @@ def export_options(options: Options) -> ExportOptions:
     )
 
 
-def listen(options: Options, private: str) -> list[socket.socket]:
-    """The sockets to accept clients from; `private` is a directory for a socket that nobody named."""
+def listen(options: Options, cleanup: ExitStack) -> list[socket.socket]:
+    """The sockets to accept clients from. For a command that is run, and needs no known place, a private one."""
     handed_over = listeners.inherited(os.environ)
     placed = options.unix is not None or options.ipaddr is not None or options.port is not None
     if handed_over:
@@ -207,22 +235,17 @@ def listen(options: Options, private: str) -> list[socket.socket]:
     if options.unix is not None:
         return [listeners.listen_unix(options.unix)]
     if options.run is not None and not placed:
-        return [listeners.listen_unix(os.path.join(private, "socket"))]
+        return [listeners.listen_unix(f"{private_directory(cleanup)}/socket")]
     port = DEFAULT_PORT if options.port is None else options.port
     return listeners.listen_tcp(options.ipaddr or DEFAULT_HOST, port)
 
 
-def serve_until_stopped(server: Server, export: Export, sockets: list[socket.socket], options: Options) -> int:
-    """Announce, serve, and come to an end; the exit status."""
-    if options.stdio:
-        return 0 if server.run(captive.client_on_stdio()) else 1
-    uri = listeners.uri_of(sockets[0], options.exportname)
-    if options.run is None:
-        announce(export, uri, options.base)
-        return 0 if server.run() else 1
-    command = captive.Captive(options.run, variables(sockets[0], uri, options), server.stop)
-    server.run()
-    return command.end()
+def private_directory(cleanup: ExitStack) -> str:
+    """A new directory that nobody else can enter, removed at the end."""
+    try:
+        return cleanup.enter_context(tempfile.TemporaryDirectory(prefix="cowproof-"))
+    except OSError as error:
+        raise StartError(f"cannot make a folder for a private socket: {error.strerror}; try --unix PATH") from None
 
 
 def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, str]:
@@ -240,24 +263,29 @@ def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, 
 
 def announce(export: Export, uri: str, base: str | None) -> None:
     """Tell people where to connect, and newcomers how."""
-    size = format_size(export.info.size)
     what = "a demonstration disk" if base is None else base
-    click.echo(f"cowproof: serving {what} ({size}) at {uri}", err=True)
+    lines = [f"cowproof: serving {one_line(what)} ({format_size(export.info.size)}) at {uri}"]
     if base is None:
         quoted = shlex.quote(uri)
-        for line in (
+        lines += [
             "In another terminal, try:",
             f"  nbdinfo {quoted}",
             f"  nbdcopy {quoted} - | strings | head",
             f"  qemu-io -f raw -c 'write -P 7 8M 70000' -c 'read -P 7 8M 70000' {quoted}",
             "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
-        ):
-            click.echo(line, err=True)
+        ]
+    with suppress(OSError):  # nobody may be there to read it, and that is no reason not to serve
+        click.echo("\n".join(lines), err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m impl.server`: as `cowproof serve`."""
     fail_in_one_line(serve, arguments, "python -m impl.server")
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks made visible."""
+    return text.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def fail_in_one_line(command: click.Command, arguments: list[str] | None, name: str) -> None:
@@ -267,11 +295,14 @@ def fail_in_one_line(command: click.Command, arguments: list[str] | None, name: 
     except click.exceptions.Abort:
         sys.exit(130)
     except click.ClickException as error:
-        click.echo(f"cowproof: {' '.join(error.format_message().split())} (try {name} --help)", err=True)
-        sys.exit(2)
+        complain(f"{' '.join(error.format_message().split())} (try {name} --help)", 2)
     except UsageError as error:
-        click.echo(f"cowproof: {error} (try {name} --help)", err=True)
-        sys.exit(2)
+        complain(f"{error} (try {name} --help)", 2)
     except StartError as error:
-        click.echo(f"cowproof: {error}", err=True)
-        sys.exit(1)
+        complain(str(error), 1)
+
+
+def complain(message: str, status: int) -> NoReturn:
+    """Say what is wrong, and exit."""
+    click.echo(f"cowproof: {one_line(message)}", err=True)
+    sys.exit(status)

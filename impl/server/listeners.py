@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import quote
 
 from impl.errors import StartError
@@ -44,15 +45,38 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
     return listeners
 
 
+class UnixListener(socket.socket):
+    """A Unix socket that takes its name with it when it is closed, unless the name is somebody else's by then."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._path = os.path.abspath(path)
+        self._made: os.stat_result | None = None
+
+    def bind_to_path(self) -> None:
+        """Make the name."""
+        self.bind(self._path)
+        self._made = os.lstat(self._path)
+
+    def close(self) -> None:
+        """Remove the name, and close."""
+        made, self._made = self._made, None
+        if made is not None:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(made, os.lstat(self._path)):
+                    os.unlink(self._path)
+        super().close()
+
+
 def listen_unix(path: str) -> socket.socket:
     """A listening socket at `path`. What a server that died left there is replaced; a living one's is not."""
     if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
         raise StartError(f"cannot listen on {path}: a socket's path has at most {UNIX_PATH_MAX_BYTES} bytes")
     if os.path.lexists(path):
         _remove_dead_socket(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = UnixListener(path)
     try:
-        listener.bind(path)
+        listener.bind_to_path()
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

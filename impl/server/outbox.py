@@ -5,7 +5,8 @@ not take stays here until it does. So a client that does not read costs its own 
 
 Shapes:  an Outgoing is bytes, or a FileSlice: bytes of the base that the kernel sends without our seeing them.
 Locks:   `_sending` is held by the one thread that uses the socket; `_changing` protects the queue and the count.
-Errors:  OSError from the socket is the session's to handle. A base that fails in the middle of a slice is told as
+Errors:  a client that has gone is not an error: what is added is dropped. Any other OSError from the socket is the
+         session's to handle. A base that fails in the middle of a slice is told as
          an error chunk where the protocol has one, else BrokenReply: the connection cannot be kept.
 Source:  NBD protocol, "Structured reply chunk message", on an error after the header of a chunk was sent.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 
 SEND_BUFFERS_MAX = 256
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)  # an Enum costs more to pass on
+GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 ZEROES = memoryview(bytes(1 << 20))
 
 
@@ -97,9 +99,8 @@ class Outbox:
     def close(self) -> None:
         """Drop what waits, and make sure no thread uses the socket any more."""
         self._closed = True
-        with self._sending, self._changing:
-            self._items.clear()
-            self._size_bytes = 0
+        with self._sending:
+            self._forget()
 
     def _send_some(self) -> bool:
         """One call to the kernel. False if the socket is full. The caller holds `_sending`."""
@@ -112,7 +113,18 @@ class Outbox:
             self._send_buffers()
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            self._forget()
         return True
+
+    def _forget(self) -> None:
+        """The client does not hear us any more. It may still have asked for something: that is not ours to drop."""
+        with self._changing:
+            self._closed = True
+            self._items.clear()
+            self._size_bytes = 0
 
     def _send_buffers(self) -> None:
         buffers: list[bytes | bytearray | memoryview] = []
@@ -163,7 +175,7 @@ class Outbox:
         except BlockingIOError:
             raise
         except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN):
+            if error.errno in GONE:
                 raise
             return 0, error.errno or errno.EIO
 

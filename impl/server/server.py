@@ -9,7 +9,6 @@ Locks:   `_lock` protects the set of living sessions; everything else belongs to
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
@@ -79,15 +78,26 @@ class Server:
         """Run `call` on the server's main loop; from any thread."""
         self._loop.call_soon(call)
 
-    def stop_on_signals(self) -> None:
-        """Make SIGTERM and SIGINT stop the server; only from the main thread, before `run`."""
-        # The signal arrives as a byte on a socket: a handler that ran between any two instructions could not lock.
+    def stop_on_signals(self, on_second: Callable[[], None]) -> None:
+        """Make SIGTERM and SIGINT stop the server; only from the main thread, before `run`.
+
+        on_second:  called, between any two instructions of the main thread, when there is a second one.
+        """
+        # The signal arrives as a byte on a socket: its handler must not lock, for the main thread may hold the lock.
         reader, writer = socket.socketpair()
         reader.setblocking(False)
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+        count = 0
+
+        def handle(*_: object) -> None:
+            nonlocal count
+            count += 1
+            if count > 1:
+                on_second()
+
         for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, handle)
 
         def signalled(_: int) -> None:
             for number in reader.recv(64):
@@ -155,10 +165,6 @@ class Server:
             self._end_if_idle()
 
     def _close_listener(self, listener: socket.socket) -> None:
-        if listener.family == socket.AF_UNIX:
-            path = listener.getsockname()
-            if path and os.path.exists(path):
-                os.unlink(path)
         try:
             self._loop.forget(listener.fileno())
         except KeyError:  # it was out of the loop, waiting for descriptors
