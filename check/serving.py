@@ -31,7 +31,7 @@ def serve_export(export: Export, path: str, threads: int = 4, grace_s: float = 1
     """Serve `export` at the Unix socket `path` until `stop`."""
     listener = listen_unix(path)
     uri = uri_of(listener, export.info.name)
-    server = Server({export.info.name: export}, export.info.name, [listener], threads, grace_s)
-    thread = threading.Thread(target=server.run, name="server", daemon=True)
+    server = Server({export.info.name: export}, export.info.name, threads, grace_s)
+    thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
     thread.start()
     return Serving(server, uri, thread)

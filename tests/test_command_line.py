@@ -371,6 +371,16 @@ def test_a_signal_ends_the_command_too(running, number):
     assert not is_running(pid)
 
 
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_signal_that_comes_as_soon_as_the_command_runs_ends_it_in_order(short_path, name):
+    """The first thing it does is to send it: whoever can be seen must be ready to be told."""
+    socket_path = short_path / "s"
+    command = f"kill -{name} $PPID; exec sleep 1000"
+    status, _, said = end_of([*SERVER, "-U", socket_path, "--run", command, "memory:1M"], limit_s=END_LIMIT_S)
+    assert (status, said) == (128 + signal.SIGTERM, "")
+    assert not socket_path.exists()
+
+
 def test_a_command_that_ignores_sigterm_does_not_keep_a_server_that_is_told_twice(running, short_path):
     server, _ = running(RUNS_WHATEVER_IT_IS_TOLD)
     server.terminate()

@@ -8,12 +8,13 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 
 import pytest
 from raw_nbd import DISC, READ, TRIM, WRITE, RawClient, hello, request
-from servers import BLOCK, END_LIMIT_S, KIB, MIB, digest, eventually
+from servers import BLOCK, END_LIMIT_S, KIB, MIB, ROOT, SERVER, digest, eventually
 
 from check.serving import serve_export
 from impl.base.memory import BytesBase
@@ -51,6 +52,20 @@ def test_a_server_that_nobody_uses_ends_at_once_and_leaves_nothing(serve, small_
     assert server.stop(number) == STOPPED
     assert sorted(os.listdir(server.folder)) == ["stderr"]
     assert server.stderr.count("\n") == 1, server.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_as_soon_as_there_is_a_socket_ends_it_in_order(short_path, number):
+    """Somebody may already have connected: the kernel lets clients in before the server looks."""
+    path = short_path / "s"
+    server = subprocess.Popen([*SERVER, "-U", path, "memory:1M"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        eventually(path.exists, "there is a socket")
+        server.send_signal(number)
+        assert server.wait(END_LIMIT_S) == 0
+        assert not path.exists()
+    finally:
+        server.kill()
 
 
 def test_clients_that_are_idle_or_still_shaking_hands_do_not_keep_it(serve, small_base):

@@ -56,35 +56,42 @@ def _copy(source: int, target: int, bridge: socket.socket) -> None:
 class Captive:
     """A command that runs while the server serves it."""
 
-    def __init__(self, command: str, variables: dict[str, str], on_end: Callable[[], None]) -> None:
+    def __init__(self, command: str) -> None:
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, variables: dict[str, str], on_end: Callable[[], None]) -> None:
         """Start the command in a shell; `on_end` is called from another thread once it has ended."""
         try:
             # A new group, so that a signal reaches what the shell has started, too.
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", command], env={**os.environ, **variables}, start_new_session=True
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", self._command], env={**os.environ, **variables}, start_new_session=True
             )
         except (OSError, ValueError) as error:
-            raise StartError(f"cannot run {command!r}: {error}") from None
-        self._on_end = on_end
-        threading.Thread(target=self._wait, daemon=True).start()
+            raise StartError(f"cannot run {self._command!r}: {error}") from None
+        self._process = process
 
-    def _wait(self) -> None:
-        self._process.wait()
-        self._on_end()
+        def wait() -> None:
+            process.wait()
+            on_end()
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def kill(self) -> None:
-        """End the command whatever it thinks of that."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End the command, if it has been started, whatever it thinks of that; called from a signal's handler."""
+        self._send(signal.SIGKILL)
 
     def end(self) -> int:
         """End the command if it still runs. Its exit status, or 128 and the signal that killed it, as shells say."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
+        assert self._process is not None
+        self._send(signal.SIGTERM)
         status = self._process.wait()
         return status if status >= 0 else 128 - status
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
 
 def exit_with_parent() -> None:

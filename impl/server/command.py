@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -172,34 +173,33 @@ def run(options: Options) -> int:
     if options.exit_with_parent:
         captive.exit_with_parent()
     export = make_export(open_base(options.base), export_options(options))
+    server = Server({options.exportname: export}, options.exportname, options.threads)
+    command = None if options.run is None else captive.Captive(options.run)
+    # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
+    server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
         sockets = [] if options.stdio else listen(options, cleanup)
         for listener in sockets:
             cleanup.callback(listener.close)
-        server = Server({options.exportname: export}, options.exportname, sockets, options.threads)
-        if options.run is not None:
-            return run_captive(server, options, sockets[0], cleanup)
-        server.stop_on_signals(on_second=lambda: None)
         show_pid(options, cleanup)
+        if command is not None:
+            return run_captive(server, command, sockets, options)
         if options.stdio:
             client, finish = captive.client_on_stdio()
-            is_clean = server.run(client)
+            is_clean = server.run(only_client=client)
             if is_clean:
                 finish()
         else:
             announce(export, listeners.uri_of(sockets[0], options.exportname), options.base)
-            is_clean = server.run()
+            is_clean = server.run(sockets)
         return 0 if is_clean else 1
 
 
-def run_captive(server: Server, options: Options, listener: socket.socket, cleanup: ExitStack) -> int:
+def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
     """Serve while a command runs; its exit status."""
-    assert options.run is not None
-    uri = listeners.uri_of(listener, options.exportname)
-    show_pid(options, cleanup)
-    command = captive.Captive(options.run, variables(listener, uri, options), server.stop)
-    server.stop_on_signals(on_second=command.kill)
-    server.run()
+    uri = listeners.uri_of(sockets[0], options.exportname)
+    command.start(variables(sockets[0], uri, options), server.stop)
+    server.run(sockets)
     return command.end()
 
 

@@ -37,19 +37,18 @@ def describe_client(sock: socket.socket) -> str:
 
 
 class Server:
-    """Serves `exports` on `listeners` from `run` until `stop`."""
+    """Serves `exports` from `run` until `stop`."""
 
     def __init__(
         self,
         exports: Mapping[str, Export],
         default: str,
-        listeners: Sequence[socket.socket],
         threads: int,
         grace_s: float = GRACE_S,
     ) -> None:
         self._exports = exports
         self._default = default
-        self._listeners = list(listeners)
+        self._listeners: list[socket.socket] = []
         self._threads = threads
         self._grace_s = grace_s
         self._loop = Loop()
@@ -59,9 +58,10 @@ class Server:
         self._one_client = False
         self._clean = True
 
-    def run(self, only_client: socket.socket | None = None) -> bool:
+    def run(self, listeners: Sequence[socket.socket] = (), only_client: socket.socket | None = None) -> bool:
         """Serve until stopped; with `only_client`, until that one has gone. True if every request was finished."""
-        for listener in self._listeners:
+        self._listeners.extend(listeners)
+        for listener in listeners:
             listener.setblocking(False)
             self._watch(listener)
         if only_client is not None:
@@ -79,7 +79,7 @@ class Server:
         self._loop.call_soon(call)
 
     def stop_on_signals(self, on_second: Callable[[], None]) -> None:
-        """Make SIGTERM and SIGINT stop the server; only from the main thread, before `run`.
+        """Make SIGTERM and SIGINT stop the server; only from the main thread, before anybody can connect or `run`.
 
         on_second:  called, between any two instructions of the main thread, when there is a second one.
         """
