@@ -1,0 +1,331 @@
+"""All reachable states, shortest way first.
+
+A state is what the clients share (`world`), where each of them is in its code (`learn`), and what explains what was
+seen (`judge`). Each has a number, so a state is a tuple of small numbers, and a step is a look into a table; the real
+code runs only where the table has a gap.
+
+Two things are done at once with the operation before them, and lose nothing. A request is answered as soon as its code
+returns, and sent when its first operation is done: earlier answers and later questions only narrow what is allowed. A
+lock is given back as soon as it can be: whatever another client did before could be done after as well (Lipton, 1975).
+So every step of a client is one level deeper, all ways to a state are of one length, and counting them is adding up.
+
+Errors:  a limit that is reached is a verdict, INCONCLUSIVE, and never "holds".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from check.explore.judge import Judge, Level, Said
+from check.explore.learn import Learner, Raised, Returned
+from check.explore.programs import Program
+from check.explore.subjects import PLAIN, Kind, Modes
+from check.explore.world import LEFT_MOVERS, Misuse, Physics, World
+from model.device import Flush, Request
+
+DONE = -1
+STATES_MAX = 5_000_000
+# Where a client waits for its range, as one primitive or on the condition of the real lock.
+WAITS_FOR_RANGE = ("granted", "wake")
+
+
+class Verdict(Enum):
+    """What was found out."""
+
+    HOLDS = "holds"
+    VIOLATED = "violated"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is explored."""
+
+    kind: Kind
+    program: Program
+    level: Level = "request"
+    modes: Modes = PLAIN
+    faults: int = 0
+
+
+# A schedule: who moves, and which of the outcomes it is.
+Move = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What is wrong, and the shortest way there."""
+
+    what: str
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The verdict, and how much was looked at. `schedules` counts the ways to the end, if all states were seen."""
+
+    verdict: Verdict
+    states: int
+    transitions: int
+    schedules: int
+    depth: int
+    runs: int
+    elapsed_s: float
+    violation: Violation | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one move of one client leads to."""
+
+    world: int
+    node: int
+    events: int
+    wrong: str
+
+
+# Something a client did that others can see: it sent a request (None), or heard the answer.
+Event = tuple[int, Request, Said | None]
+Events = tuple[Event, ...]
+
+Place = tuple[int, ...]  # a node for each client
+State = tuple[int, Place, int]  # world, places, monitor
+
+
+class Machine:
+    """The transition system of all programs on one disk, for one subject and one level: what it learns, it keeps."""
+
+    def __init__(self, question: Question) -> None:
+        kind, disk = question.kind, question.program.disk
+        self.question = question
+        self.learner = Learner(lambda: kind.make(disk, question.modes)[0])
+        self.judge = Judge(disk, question.level, question.faults > 0, kind.knows_all)
+        self.physics = Physics(disk.base, disk.block_size, kind.disciplined)
+        self.worlds: list[World] = []
+        self._world_ids: dict[World, int] = {}
+        self._steps: dict[tuple[int, int], tuple[Step, ...]] = {}
+        self._events: list[Events] = []
+        self._event_ids: dict[Events, int] = {}
+        self._judged: dict[tuple[int, int], tuple[int, str]] = {}
+        self._first_world = self._world(kind.world(disk, question.modes, question.faults))
+        self.roots: list[list[int]] = []
+        self.turn_to(question.program)
+
+    def turn_to(self, program: Program) -> None:
+        """Another program on the same disk."""
+        assert program.disk == self.question.program.disk, "a machine knows one disk"
+        self.question.kind.check(program)
+        self.question = replace(self.question, program=program)
+        self.roots = [
+            [self.learner.root(client, index, request) for index, request in enumerate(mine)]
+            for client, mine in enumerate(program.requests)
+        ]
+
+    @property
+    def first(self) -> State:
+        """Where the program begins."""
+        return self._first_world, tuple(mine[0] for mine in self.roots), self.judge.first
+
+    def after(self, client: int, old: int, new: int) -> int:
+        """Where a client is after a step: if its request is answered, before its next one."""
+        if new != DONE:
+            return new
+        _, index, _ = self.learner.place[old]
+        mine = self.roots[client]
+        return mine[index + 1] if index + 1 < len(mine) else DONE
+
+    def _world(self, world: World) -> int:
+        found = self._world_ids.get(world)
+        if found is None:
+            found = self._world_ids[world] = len(self.worlds)
+            self.worlds.append(world)
+        return found
+
+    def _event(self, events: Events) -> int:
+        found = self._event_ids.get(events)
+        if found is None:
+            found = self._event_ids[events] = len(self._events)
+            self._events.append(events)
+        return found
+
+    def steps(self, world: int, node: int) -> tuple[Step, ...]:
+        """What the client at `node` may do next; nothing while it waits."""
+        key = (world, node)
+        found = self._steps.get(key)
+        if found is None:
+            found = self._steps[key] = self._make_steps(world, node)
+        return found
+
+    def _make_steps(self, world: int, node: int) -> tuple[Step, ...]:
+        client, _, request = self.learner.place[node]
+        sent: list[Event] = [(client, request, None)] if self.learner.is_root[node] else []
+        op = self.learner.op[node]
+        if op is None:
+            return (self._settle(self.worlds[world], client, node, sent),)
+        try:
+            outcomes = self.physics.outcomes(self.worlds[world], client, op)
+        except Misuse as misuse:
+            return (Step(world, node, self._event(tuple(sent)), str(misuse)),)
+        return tuple(
+            self._settle(after, client, self.learner.child(node, result), list(sent)) for result, after in outcomes
+        )
+
+    def _settle(self, world: World, client: int, node: int, events: list[Event]) -> Step:
+        """Give back what can be given back, and answer what is done."""
+        wrong = ""
+        while (op := self.learner.op[node]) is not None and op[0] in LEFT_MOVERS and not wrong:
+            try:
+                [(result, world)] = self.physics.outcomes(world, client, op)
+            except Misuse as misuse:
+                wrong = str(misuse)
+            else:
+                node = self.learner.child(node, result)
+        end = self.learner.end[node]
+        if isinstance(end, Raised):
+            wrong = f"{end.what} ({end.where})"
+        elif isinstance(end, Returned):
+            events.append((client, self.learner.place[node][2], end.reply))
+            node = DONE
+        return Step(self._world(world), node, self._event(tuple(events)), wrong)
+
+    def judged(self, monitor: int, events: int) -> tuple[int, str]:
+        """The monitor after some events, or what is wrong with them."""
+        key = (monitor, events)
+        found = self._judged.get(key)
+        if found is None:
+            found = self._judged[key] = self._judge(monitor, self._events[events])
+        return found
+
+    def _judge(self, monitor: int, events: Events) -> tuple[int, str]:
+        for client, request, said in events:
+            if said is None:
+                monitor = self.judge.invoked(monitor, client, request)
+                continue
+            after = self.judge.answered(monitor, client, request, said)
+            if after is None:
+                return monitor, f"no order of the requests explains what client {letter(client)} was told"
+            monitor = after
+        return monitor, ""
+
+    def waits_for_nobody(self, client: int, places: Place) -> str:
+        """What is wrong with a client that cannot move, though no request in flight overlaps its own (promise P4)."""
+        node = places[client]
+        op = self.learner.op[node]
+        if not self.question.kind.waits_for_overlap_only or op is None or op[0] not in WAITS_FOR_RANGE:
+            return ""
+        mine = self._blocks(node)
+        for other, place in enumerate(places):
+            if other == client or place == DONE or self.learner.is_root[place]:
+                continue
+            theirs = self._blocks(place)
+            if mine.start < theirs.stop and theirs.start < mine.stop:
+                return ""
+        return f"client {letter(client)} waits, though no request in flight overlaps its own"
+
+    def _blocks(self, node: int) -> range:
+        """The blocks that the request at a node touches."""
+        _, _, request = self.learner.place[node]
+        if isinstance(request, Flush):
+            return range(0)
+        size = self.physics.block_size
+        return range(request.offset // size, -(-(request.offset + request.length) // size))
+
+    def at_end(self, state: State) -> str:
+        """What is wrong when nobody can move; nothing, if all are done and the device holds what it may."""
+        world, places, monitor = state
+        waiting = [client for client, node in enumerate(places) if node != DONE]
+        if waiting:
+            return f"client{'s' * (len(waiting) > 1)} {', '.join(map(letter, waiting))} wait for ever"
+        found, trimmed = self.question.kind.seen(self.question.program.disk, self.worlds[world])
+        if not self.judge.ended(monitor, found, trimmed):
+            return "no order of the requests explains what the device holds in the end"
+        return ""
+
+
+def letter(client: int) -> str:
+    """A client's name."""
+    return chr(ord("A") + client)
+
+
+Progress = Callable[[int, int], None]
+
+
+def search(question: Question, states_max: int = STATES_MAX, progress: Progress | None = None) -> Found:
+    """All states, level by level, until one is wrong."""
+    return search_all(Machine(question), states_max, progress)
+
+
+def search_all(machine: Machine, states_max: int = STATES_MAX, progress: Progress | None = None) -> Found:
+    """The same, for the program that a machine is turned to."""
+    started_s = time.monotonic()
+    runs_before = machine.learner.runs
+    level: dict[State, int] = {machine.first: 1}
+    parents: dict[State, tuple[State, Move]] = {}
+    states, transitions, schedules, depth = 1, 0, 0, 0
+    clients = range(len(machine.roots))
+
+    def found(verdict: Verdict, violation: Violation | None = None, why: str = "") -> Found:
+        return Found(
+            verdict,
+            states,
+            transitions,
+            schedules,
+            depth,
+            machine.learner.runs - runs_before,
+            time.monotonic() - started_s,
+            violation,
+            why,
+        )
+
+    while level:
+        below: dict[State, int] = {}
+        for state, ways in level.items():
+            world, places, monitor = state
+            moved = False
+            for client in clients:
+                node = places[client]
+                if node == DONE:
+                    continue
+                steps = machine.steps(world, node)
+                if not steps and (wrong := machine.waits_for_nobody(client, places)):
+                    return found(Verdict.VIOLATED, Violation(wrong, way(parents, state)))
+                for choice, step in enumerate(steps):
+                    moved = True
+                    transitions += 1
+                    after, wrong = machine.judged(monitor, step.events)
+                    wrong = wrong or step.wrong
+                    if wrong:
+                        moves = (*way(parents, state), (client, choice))
+                        return found(Verdict.VIOLATED, Violation(wrong, moves))
+                    node_after = machine.after(client, node, step.node)
+                    new = (step.world, (*places[:client], node_after, *places[client + 1 :]), after)
+                    if new in below:
+                        below[new] += ways
+                    else:
+                        below[new] = ways
+                        parents[new] = (state, (client, choice))
+            if not moved:
+                if wrong := machine.at_end(state):
+                    return found(Verdict.VIOLATED, Violation(wrong, way(parents, state)))
+                schedules += ways
+        states += len(below)
+        depth += bool(below)
+        if states > states_max:
+            return found(Verdict.INCONCLUSIVE, why=f"more than {states_max} states")
+        if progress is not None:
+            progress(states, depth)
+        level = below
+    return found(Verdict.HOLDS)
+
+
+def way(parents: dict[State, tuple[State, Move]], state: State) -> tuple[Move, ...]:
+    """The moves that led to a state."""
+    moves: list[Move] = []
+    while state in parents:
+        state, move = parents[state]
+        moves.append(move)
+    return tuple(reversed(moves))

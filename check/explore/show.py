@@ -1,0 +1,187 @@
+"""A schedule for people: a column for each client, as reviews write it, and what is wrong with the end of it.
+
+Units:   real offsets and lengths, as in the program; bytes are named after who wrote them: `base`, `stored` before the
+         program began, `A1` by client A's first request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from check.explore.judge import Monitor, Part
+from check.explore.programs import Program
+from check.explore.replay import Answered, Did, Happening, Sent, Story, Wrong
+from check.explore.search import Machine, letter
+from check.explore.world import HOLE, Fault
+from impl.sizes import format_size
+from model.block import State
+from model.device import Data, Read, Write, contents
+
+COLUMN_MIN = 38
+STATE_NAMES = {int(state): state.name for state in State}
+
+
+class Namer:
+    """Real names for small things."""
+
+    def __init__(self, program: Program) -> None:
+        self._disk = program.disk
+        self._names: dict[int, str] = {HOLE: "nothing", 0: "zeroes", **dict.fromkeys(program.disk.base, "base")}
+        self._names.update(dict.fromkeys(filter(None, program.disk.stored), "stored"))
+        for client, requests in enumerate(program.requests):
+            for index, request in enumerate(requests):
+                if isinstance(request, Write):
+                    self._names.update(dict.fromkeys(request.data, f"{letter(client)}{index + 1}"))
+
+    def range(self, start: int, end: int) -> str:
+        """A small range by its real offset and length."""
+        real = self._disk.scale.real(start)
+        return f"{format_size(real)}+{format_size(self._disk.scale.real(end) - real)}"
+
+    def block(self, at: int) -> int:
+        """The block of a small offset."""
+        return at // self._disk.block_size
+
+    def written(self, start: int, data: bytes) -> str:
+        """Who wrote what."""
+        runs = []
+        at = start
+        for name, same in groupby(self._names.get(value, "?") for value in data):
+            end = at + len(list(same))
+            runs.append((name, at, end))
+            at = end
+        if len(runs) == 1:
+            return runs[0][0]
+        return ", ".join(f"{name} in {self.range(first, last)}" for name, first, last in runs)
+
+    def states(self, packed: int) -> str:
+        """A state's name, or the number of something else."""
+        return STATE_NAMES.get(packed, f"{packed:#04x}")
+
+
+def columns(machine: Machine, story: Story) -> str:
+    """What happened, a column for each client."""
+    program = machine.question.program
+    namer = Namer(program)
+    lines = list(_lines(program, namer, story.happenings))
+    width = max([COLUMN_MIN, *(len(text) + 2 for _, text in lines)])
+    count = len(program.requests)
+    heads = "".join(f"client {letter(client)}".ljust(width) for client in range(count))
+    return "\n".join([heads.rstrip(), *(" " * width * client + text for client, text in lines)])
+
+
+def _lines(program: Program, namer: Namer, happenings: list[Happening]) -> Iterator[tuple[int, str]]:
+    at = 0
+    while at < len(happenings):
+        each = happenings[at]
+        end = at + 1
+        if isinstance(each, Did) and each.op[0] in _TRANSFERS:
+            while end < len(happenings) and _goes_on(happenings[end - 1], happenings[end]):
+                end += 1
+            yield each.client, "  " + _transfer(namer, [did for did in happenings[at:end] if isinstance(did, Did)])
+        elif isinstance(each, Did):
+            yield each.client, "  " + _operation(namer, each)
+        elif isinstance(each, Sent):
+            yield each.client, str(program.asks[each.client][each.request]).upper().replace("ZERO ", "WRITE_ZEROES ")
+        elif isinstance(each, Answered):
+            yield each.client, _answer(program, namer, each)
+        elif isinstance(each, Wrong):
+            yield each.client, f"  !! {each.what}"
+        at = end
+
+
+_TRANSFERS = {"read": "read from the overlay", "write": "write to the overlay", "punch": "give back"}
+
+
+def _goes_on(before: Happening, after: Happening) -> bool:
+    """Whether two operations are parts of one transfer."""
+    if not isinstance(before, Did) or not isinstance(after, Did):
+        return False
+    if before.client != after.client or before.op[0] != after.op[0] or isinstance(before.result, Fault):
+        return False
+    first, second = before.op[1], after.op[1]
+    return isinstance(first, int) and isinstance(second, int) and second == first + 1
+
+
+def _transfer(namer: Namer, dids: list[Did]) -> str:
+    kind, start = dids[0].op[0], dids[0].op[1]
+    assert isinstance(kind, str)
+    assert isinstance(start, int)
+    text = f"{_TRANSFERS[kind]} {namer.range(start, start + len(dids))}"
+    if isinstance(dids[-1].result, Fault):
+        return f"{text}: fails"
+    moved = [did.op[2] if kind == "write" else did.result for did in dids if kind != "punch"]
+    data = bytes(value for value in moved if isinstance(value, int))
+    return f"{text}: {namer.written(start, data)}" if data else text
+
+
+def _operation(namer: Namer, did: Did) -> str:
+    kind, *arguments = did.op
+    assert isinstance(kind, str)
+    text = _WORDS[kind](namer, arguments, did.result) if kind in _WORDS else " ".join(map(str, did.op))
+    return f"{text}: fails" if isinstance(did.result, Fault) else text
+
+
+def _locks(_: Namer, arguments: list[object], result: object) -> str:
+    first, last, exclusive = arguments
+    blocks = f"block {first}" if first == last else f"blocks {first} to {last}"
+    return f"lock {blocks} to {'change' if exclusive else 'look'}{'' if result else ': waits'}"
+
+
+def _from_base(namer: Namer, arguments: list[object], _: object) -> str:
+    offset, length = arguments
+    assert isinstance(offset, int)
+    assert isinstance(length, int)
+    return f"read from the base {namer.range(offset, offset + length)}"
+
+
+_WORDS: dict[str, Callable[[Namer, list[object], object], str]] = {
+    "enqueue": _locks,
+    "granted": lambda *_: "has the lock",
+    "release": lambda *_: "unlock",
+    "get": lambda namer, arguments, result: f"state of block {arguments[0]} is {namer.states(_number(result))}",
+    "set": lambda namer, arguments, _: f"state of block {arguments[0]} := {namer.states(_number(arguments[1]))}",
+    "base": _from_base,
+    "lock": lambda _, arguments, __: f"take {arguments[0]}",
+    "unlock": lambda _, arguments, __: f"give {arguments[0]} back",
+    "wait": lambda _, arguments, __: f"give {arguments[1]} back, and wait",
+    "wake": lambda *_: "is woken",
+    "notify": lambda *_: "wake the next",
+    "load": lambda _, arguments, __: f"look at {arguments[0]}",
+    "store": lambda _, arguments, __: f"change {arguments[0]}",
+}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else -1
+
+
+def _answer(program: Program, namer: Namer, each: Answered) -> str:
+    if isinstance(each.said, int):
+        return f"failed, errno {each.said}"
+    if isinstance(each.said, Data):
+        request = program.requests[each.client][each.request]
+        assert isinstance(request, Read)
+        return f"done: {namer.written(request.offset, each.said.data)}"
+    return "done"
+
+
+def ending(machine: Machine, story: Story) -> str:
+    """What is there in the end, and what could have been."""
+    program = machine.question.program
+    namer = Namer(program)
+    found, _ = machine.question.kind.seen(program.disk, story.world)
+    lines = [f"=> {story.wrong or 'nothing is wrong with this'}", f"   the device holds:  {namer.written(0, found)}"]
+    if story.wrong and not any(isinstance(each, Wrong) for each in story.happenings):
+        lines += _allowed(namer, machine.judge.parts, machine.judge.explanations(story.monitor), found)
+    return "\n".join(lines)
+
+
+def _allowed(namer: Namer, parts: list[Part], monitors: tuple[Monitor, ...], found: bytes) -> Iterator[str]:
+    """Where what is there is not what could be."""
+    for part, explanations in zip(parts, monitors, strict=True):
+        could = {contents(each.device) for each in explanations}
+        if found[part.start : part.end] not in could:
+            names = " or ".join(sorted({namer.written(part.start, data) for data in could}))
+            yield f"   {namer.range(part.start, part.end)} could hold: {names}"

@@ -1,0 +1,1 @@
+"""Specifications: algorithms written down to be explored."""

@@ -1,0 +1,452 @@
+"""The search: what it finds, in how many steps, and that it finds nothing where there is nothing."""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import pytest
+
+from check.explore import world as physics
+from check.explore.judge import LEVELS
+from check.explore.learn import Subject, Uncontrolled
+from check.explore.programs import make_program, parse_program
+from check.explore.replay import format_moves, format_replay, parse_moves, parse_replay, play
+from check.explore.seam import ExploredLock, ExploredRanges, ExploredStore, Stage
+from check.explore.search import Machine, Question, Verdict, search
+from check.explore.show import columns, ending
+from check.explore.stateless import Disagreement, run_all
+from check.explore.subjects import (
+    BITMAP_LOCK,
+    BITMAP_LOCK_TWO_BITS,
+    GLOBAL_LOCK,
+    KINDS,
+    OLD_TAIL,
+    OVERLAY,
+    OVERLAY_WITH_LOCK,
+    PLAIN,
+    RANGE_LOCK,
+    RANGE_LOCK_TWO_BITS,
+    Kind,
+    Modes,
+    overlay_kind,
+)
+from check.explore.walk import walk
+from impl.errors import UsageError
+from impl.overlay.overlay import Overlay
+from impl.overlay.rangelock import RangeLock, _conflicts, _Ticket
+from model.device import Done, Flush
+
+COPYING = Modes(copy_on_read=True, copy_on_cache=True)
+
+
+def ask(kind, text, initial="", level="request", modes=PLAIN, faults=0, size=None):
+    return Question(kind, make_program(parse_program(text), initial, size=size), level, modes, faults)
+
+
+# The races
+
+
+@dataclass(frozen=True)
+class Race:
+    """A program that a subject does wrong at this level, at the earliest after so many steps of the clients."""
+
+    question: Question
+    steps: int
+
+
+RACES = {
+    "a write of part beside a write of the whole": Race(
+        ask(BITMAP_LOCK, "write 0+512 | write 0+64K", level="sector"), 12
+    ),
+    "a write of part beside a trim": Race(ask(BITMAP_LOCK, "write 0+512 | trim 0+64K", level="sector"), 10),
+    "copy-on-read beside a write": Race(
+        ask(BITMAP_LOCK, "read 0+512 | write 0+64K", level="sector", modes=COPYING), 10
+    ),
+    "copy-on-cache beside a write": Race(
+        ask(BITMAP_LOCK, "cache 0+512 | write 0+64K", level="sector", modes=COPYING), 10
+    ),
+    "copy-on-read beside a write of other bytes": Race(
+        ask(BITMAP_LOCK, "read 0+512 | write 32K+512", level="sector", modes=COPYING), 23
+    ),
+    "two states in one byte": Race(
+        ask(BITMAP_LOCK_TWO_BITS, "read 0+64K | write 64K+64K", level="sector", modes=COPYING), 12
+    ),
+    "two states in one byte under range locks": Race(
+        ask(RANGE_LOCK_TWO_BITS, "write 0+64K | write 64K+64K", level="sector"), 12
+    ),
+    "a torn read": Race(ask(BITMAP_LOCK, "read 0+64K | write 0+64K", "A", "block"), 5),
+    "the zeroed tail": Race(ask(OLD_TAIL, "zero 0+512", level="sector"), 6),
+    "a request over two blocks": Race(ask(GLOBAL_LOCK, "read 0+128K | write 0+128K"), 11),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_race_is_found_the_shortest_way_and_replays(name):
+    race = RACES[name]
+    found = search(race.question)
+    assert found.verdict is Verdict.VIOLATED
+    assert len(found.violation.moves) == race.steps
+    question, moves = parse_replay(format_replay(race.question, found.violation.moves))
+    assert (question, moves) == (race.question, found.violation.moves)
+    machine = Machine(question)
+    story = play(machine, moves)
+    assert story.wrong == found.violation.what
+    assert "client A" in columns(machine, story)
+    assert story.wrong in ending(machine, story)
+
+
+@pytest.mark.parametrize("name", [name for name in RACES if RACES[name].question.kind.name.startswith("bitmap")])
+@pytest.mark.parametrize("kind", [RANGE_LOCK, OVERLAY, OVERLAY_WITH_LOCK], ids=lambda kind: kind.name)
+def test_what_loses_writes_in_the_patch_does_not_with_range_locks(name, kind):
+    question = replace(RACES[name].question, kind=kind, level="request")
+    assert search(question).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize(
+    "program", ["write 0+512 | write 0+64K", "read 0+128K | write 0+128K", "cache 0+64K | write 0+512 | trim 0+64K"]
+)
+def test_the_global_lock_holds_block_by_block(program):
+    assert search(ask(GLOBAL_LOCK, program, level="block", modes=COPYING)).verdict is Verdict.HOLDS
+
+
+def test_without_the_old_fault_the_tail_is_zeroed_right():
+    assert search(replace(RACES["the zeroed tail"].question, kind=GLOBAL_LOCK)).verdict is Verdict.HOLDS
+
+
+def test_a_torn_read_is_no_fault_of_a_disk_of_sectors():
+    assert search(replace(RACES["a torn read"].question, level="sector")).verdict is Verdict.HOLDS
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_coarser_level_asks_for_more(level):
+    """What holds at a level holds at all finer ones; so the levels at which a race is found are the coarsest."""
+    question = ask(GLOBAL_LOCK, "read 0+128K | write 0+128K", level=level)
+    assert (search(question).verdict is Verdict.VIOLATED) == (level == "request")
+
+
+# How much there is
+
+# Subject, program, initial states, modes, faults: states, transitions, schedules, depth.
+COUNTS = [
+    (OVERLAY, "write 0+512", "", PLAIN, 0, (8, 7, 1, 7)),
+    (OVERLAY, "write 0+512 | write 64K+512", "", PLAIN, 0, (92, 156, 3432, 14)),
+    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 0, (50, 61, 39, 12)),
+    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 1, (156, 197, 204, 14)),
+    (OVERLAY, "read 0+512 | write 0+64K", "", COPYING, 0, (71, 89, 38, 13)),
+    (OVERLAY_WITH_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (170, 220, 884, 27)),
+    (RANGE_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (56, 70, 60, 13)),
+    (GLOBAL_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (22, 21, 2, 11)),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "initial", "modes", "faults", "counts"), COUNTS)
+def test_the_states_are_as_many_as_there_are(kind, text, initial, modes, faults, counts):
+    found = search(ask(kind, text, initial, modes=modes, faults=faults))
+    assert (found.states, found.transitions, found.schedules, found.depth) == counts
+
+
+def test_two_clients_that_share_nothing_have_as_many_schedules_as_their_steps_can_be_shuffled():
+    """7 steps each: 14 over 7 are 3,432."""
+    found = search(ask(OVERLAY, "write 0+512 | write 64K+512"))
+    assert found.schedules == 3432
+
+
+# What else can go wrong
+
+
+def test_a_limit_is_no_verdict():
+    found = search(RACES["a write of part beside a write of the whole"].question, states_max=20)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "more than 20 states" in found.why
+
+
+def crossed(stage, locks):
+    """Two locks, taken in one order by those who flush and in the other by those who do not."""
+
+    def execute(request):
+        first, second = locks if isinstance(request, Flush) else reversed(locks)
+        with first, second:
+            return Done()
+
+    return Subject(stage, execute)
+
+
+def kind_of(make, **options):
+    """A kind whose code is what `make` makes of a stage."""
+
+    def make_it(disk, modes):
+        stage = Stage()
+        return make(stage), {}
+
+    return Kind("made up", make_it, "", **options)
+
+
+def test_a_deadlock_is_found():
+    kind = kind_of(lambda stage: crossed(stage, [ExploredLock(stage, "one"), ExploredLock(stage, "other")]))
+    found = search(ask(kind, "flush | cache 0+1"))
+    assert found.verdict is Verdict.VIOLATED
+    assert found.violation.what == "clients A, B wait for ever"
+
+
+class ForgetsToWake(RangeLock):
+    """Gives the range back, and tells nobody."""
+
+    def release(self, ticket):
+        with self._mutex:
+            self._queue.value = tuple(other for other in self._queue.value if other is not ticket)
+
+
+class LooksOnce(RangeLock):
+    """Waits once, however many stand in the way, and whoever wakes it."""
+
+    def _acquire(self, first, last, exclusive):
+        with self._mutex:
+            queue = self._queue.value
+            in_the_way = [each for each in queue if _conflicts(each, first, last, exclusive)]
+            wakeup = self._sync.condition(self._mutex) if in_the_way else None
+            ticket = _Ticket(self, first, last, exclusive, wakeup)
+            self._queue.value = (*queue, ticket)
+            if wakeup is not None:
+                wakeup.wait()
+        return ticket
+
+    def release(self, ticket):
+        """Wakes whoever it stood in the way of, whether or not another still does."""
+        with self._mutex:
+            queue = tuple([other for other in self._queue.value if other is not ticket])
+            self._queue.value = queue
+            for other in queue:
+                if other.wakeup is not None and _conflicts(ticket, other.first, other.last, other.exclusive):
+                    other.wakeup.notify()
+
+
+class NoMutex(RangeLock):
+    """Looks at the queue and changes it with nothing held."""
+
+    def __init__(self, sync):
+        super().__init__(sync)
+        self._mutex = Nothing()
+
+
+class Nothing:
+    """A lock that does not lock."""
+
+    def __enter__(self):
+        return True
+
+    def __exit__(self, *_):
+        return None
+
+
+# The mutant, the program that shows it: with less, `if` for `while` cannot be told apart.
+WRONG_LOCKS = [
+    (ForgetsToWake, "write 0+64K | write 0+64K", "waits, though"),
+    (LooksOnce, "read 0+64K | read 0+64K | write 0+64K", "explains"),
+    (NoMutex, "write 0+64K | write 0+64K", ""),
+]
+
+
+@pytest.mark.parametrize(("mutant", "program", "what"), WRONG_LOCKS)
+def test_a_range_lock_with_a_part_left_out_is_found_out(mutant, program, what):
+    found = search(ask(overlay_kind("mutant", "", ranges_class=mutant), program, "A"))
+    assert found.verdict is Verdict.VIOLATED
+    assert what in found.violation.what
+
+
+def test_an_exception_is_found_and_where_it_was_raised():
+    class Fails(Overlay):
+        __slots__ = ()
+
+        def trim(self, offset, length):
+            raise ValueError("no such luck")
+
+    found = search(ask(overlay_kind("mutant", "", Fails), "trim 0+64K | read 0+64K"))
+    assert found.verdict is Verdict.VIOLATED
+    assert "ValueError: no such luck" in found.violation.what
+    assert "Fails.trim" in found.violation.what
+
+
+def test_an_access_without_its_lock_is_found_even_where_it_does_no_harm():
+    class Peeks(Overlay):
+        __slots__ = ()
+
+        def flush(self):
+            self.store.pread(0, 1)
+
+    found = search(ask(overlay_kind("mutant", "", Peeks), "flush"))
+    assert found.violation.what == "a read of block 0 without its range lock"
+
+
+def test_a_read_of_the_base_under_a_lock_is_found():
+    class Holds(Overlay):
+        __slots__ = ()
+
+        def cache(self, offset, length):
+            with self.ranges.shared(0, 0):
+                self.base.pread(offset, length)
+
+    found = search(ask(overlay_kind("mutant", "", Holds), "cache 0+64K"))
+    assert found.violation.what == "a read of the base under a lock"
+
+
+def test_a_wait_for_a_request_that_does_not_overlap_is_found():
+    class WholeDevice(ExploredRanges):
+        def _acquired(self, first, last, exclusive):
+            return super()._acquired(0, 1 << 20, exclusive)
+
+    question = ask(
+        overlay_kind("mutant", "", ranges_class=lambda sync: WholeDevice(sync.stage)), "write 0+64K | write 64K+64K"
+    )
+    found = search(question)
+    assert found.violation.what == "client B waits, though no request in flight overlaps its own"
+
+
+def test_code_that_does_not_depend_on_its_operations_alone_is_refused():
+    coin = itertools.count()
+
+    def flips(stage):
+        def execute(_):
+            stage.perform("get", next(coin) % 2)
+            return Done()
+
+        return Subject(stage, execute)
+
+    with pytest.raises(Uncontrolled, match="uncontrolled nondeterminism"):
+        search(ask(kind_of(flips), "read 0+128K"))
+
+
+def test_state_that_no_operation_shows_is_refused():
+    """By itself the first request always finds the list empty; sharing it, the second finds one entry."""
+
+    def remembers(stage):
+        hidden = []
+
+        def execute(_):
+            hidden.append(1)
+            for block in range(len(hidden)):
+                stage.perform("get", block)
+            return Done()
+
+        return Subject(stage, execute)
+
+    with pytest.raises(Disagreement, match="state that no operation shows"):
+        run_all(ask(kind_of(remembers), "trim 0+64K | trim 64K+64K"))
+
+
+# The parts of the explorer, one by one, are needed
+
+
+def test_without_torn_storage_a_torn_read_is_not_found(monkeypatch):
+    """The store's operations made whole: what is left has nothing to tear."""
+    question = RACES["a torn read"].question
+
+    def pread(self, offset, length):
+        return bytes(self._stage.perform("reads", offset, length))
+
+    def pwrite(self, offset, buffers):
+        self._stage.perform("writes", offset, b"".join(buffers))
+
+    whole = {
+        "reads": lambda _, world, client, at, length: [(world.store[at : at + length], world)],
+        "writes": lambda _, world, client, at, data: [
+            (None, replace(world, store=world.store[:at] + data + world.store[at + len(data) :]))
+        ],
+    }
+    monkeypatch.setattr(ExploredStore, "pread", pread)
+    monkeypatch.setattr(ExploredStore, "pwrite", pwrite)
+    monkeypatch.setattr(physics, "_EFFECTS", {**physics._EFFECTS, **whole})
+    assert search(question).verdict is Verdict.HOLDS
+
+
+def test_without_faults_an_ordering_that_only_faults_need_is_not_missed():
+    class StatesFirst(Overlay):
+        __slots__ = ()
+
+        def _write_blocks(self, first, last, start, parts):
+            self.states.fill(first, last + 1, 1)
+            self.store.pwrite(start, parts)
+
+    kind = overlay_kind("mutant", "", StatesFirst)
+    assert search(ask(kind, "write 0+64K")).verdict is Verdict.HOLDS
+    assert search(ask(kind, "write 0+64K", faults=1)).verdict is Verdict.VIOLATED
+
+
+def test_without_eager_releases_there_are_more_states_and_no_other_verdict(monkeypatch):
+    question = ask(OVERLAY, "write 0+512 | write 0+64K")
+    few = search(question)
+    monkeypatch.setattr("check.explore.search.LEFT_MOVERS", frozenset())
+    many = search(question)
+    assert many.states > few.states
+    assert many.schedules > few.schedules
+    assert many.verdict is few.verdict is Verdict.HOLDS
+
+
+# Random ways
+
+
+def test_random_ways_find_a_race_and_are_the_same_for_the_same_seed():
+    question = RACES["copy-on-read beside a write"].question
+    one, same = walk(question, 500, seed=3), walk(question, 500, seed=3)
+    assert one.verdict is Verdict.VIOLATED
+    assert one.violation == same.violation
+    assert play(Machine(question), one.violation.moves).wrong == one.violation.what
+
+
+def test_random_ways_that_find_nothing_show_nothing():
+    assert walk(ask(OVERLAY, "write 0+512 | write 0+64K"), 50).verdict is Verdict.INCONCLUSIVE
+
+
+# Schedules as text
+
+
+@pytest.mark.parametrize(
+    ("moves", "text"),
+    [
+        ((), ""),
+        (((0, 0),), "A"),
+        (((0, 0), (0, 0), (1, 0)), "A2B"),
+        (((0, 1), (1, 0), (1, 2), (1, 2)), "A!1BB!2B!2"),
+    ],
+)
+def test_moves_are_read_as_they_are_written(moves, text):
+    assert format_moves(moves) == text
+    assert parse_moves(text) == moves
+
+
+GOOD = "bitmap-lock:sector:N:0::65536,65536:write 0+512 | write 0+64K:A5B2A3B2"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "has 8 fields"),
+        (GOOD.replace("bitmap", "bitmop"), "subject"),
+        (GOOD.replace("sector", "vector"), "level"),
+        (GOOD.replace(":0:", ":x:"), "faults"),
+        (GOOD.replace("A5B2", "A5b2"), "cannot be read at"),
+        (GOOD.replace("65536,65536", "65536"), "sizes"),
+    ],
+)
+def test_a_replay_that_cannot_be_read_is_refused(text, wrong):
+    with pytest.raises(UsageError, match=wrong):
+        parse_replay(text)
+
+
+@pytest.mark.parametrize("moves", ["C", "A!9", "A99"])
+def test_moves_that_cannot_be_made_are_refused(moves):
+    question, _ = parse_replay(GOOD)
+    with pytest.raises(UsageError, match="cannot move"):
+        play(Machine(question), parse_moves(moves))
+
+
+def test_a_replay_of_the_start_of_a_schedule_is_not_called_wrong():
+    question, moves = parse_replay(GOOD)
+    assert play(Machine(question), moves[:3]).wrong == ""
+
+
+def test_every_subject_says_what_it_is():
+    assert all(kind.meaning for kind in KINDS.values())
+
+
+def test_a_subject_refuses_what_it_does_not_know():
+    with pytest.raises(UsageError, match="knows neither"):
+        search(ask(RANGE_LOCK, "status 0+64K"))
