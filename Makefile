@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: serve test lint types imports unit contracts format clean
+.PHONY: serve test lint types imports unit contracts explore format clean
 
 serve:            ## serve the demonstration disk at nbd://localhost
 	@tools/setup.sh serve
@@ -27,6 +27,11 @@ contracts:        ## CrossHair over the model's contracts; prints what it confir
 
 unit:
 	$(BIN)/python -m pytest
+
+explore:          ## the large bounds, on all processors; stop it when you like, it goes on from there
+	@tools/setup.sh test
+	$(BIN)/python -m check.explore.campaign --shape 1,1,1 --state explore-1-1-1.jsonl
+	$(BIN)/python -m check.explore.campaign --shape 2,2 --state explore-2-2.jsonl
 
 format:
 	$(BIN)/ruff check --fix .

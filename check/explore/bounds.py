@@ -1,0 +1,167 @@
+"""All programs within a bound, explored one after the other: what "holds" means when it is said without a program.
+
+A bound is a shape (how many clients, how many requests each) and a menu of requests; its programs are all ways to fill
+the shape from the menu, but for the names of the clients, on a disk of two blocks in every initial state, with
+copy-on-read and copy-on-cache together and without. A bound is complete when all of them have been explored.
+
+Shapes:  the programs of a bound are numbered, on each disk and in each mode alike; a `Slice` is some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations_with_replacement, islice, product
+
+from check.explore.judge import Level
+from check.explore.programs import DEFAULT_BLOCK_SIZE, Ask, Asks, Disk, make_disk, on_disk, parse_program, scale_for
+from check.explore.replay import format_replay
+from check.explore.search import Machine, Question, Verdict, search_all
+from check.explore.subjects import PLAIN, Kind, Modes
+
+# Requests that cover half a block, a whole one, parts of two, and two whole ones.
+MENU = (
+    "read 0+32K",
+    "read 0+128K",
+    "write 0+32K",
+    "write 32K+32K",
+    "write 0+64K",
+    "write 32K+64K",
+    "write 0+128K",
+    "zero 0+32K",
+    "zero 32K+64K",
+    "zero 0+64K no-hole",
+    "zero 0+32K fast",
+    "trim 0+64K",
+    "trim 32K+64K",
+    "trim 0+128K",
+    "cache 0+128K",
+    "status 0+128K",
+)
+# What a subject knows that knows neither status nor flags.
+PLAIN_MENU = tuple(
+    text for text in MENU if not text.startswith("status") and "no-hole" not in text and "fast" not in text
+)
+STATES_MAX = 2_000_000
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A shape, a number of requests for each client, filled from a menu."""
+
+    shape: tuple[int, ...]
+    menu: tuple[str, ...] = MENU
+    initial: tuple[str, ...] = tuple(first + second for first in "NAT" for second in "NAT")
+    modes: tuple[Modes, ...] = (PLAIN, Modes(True, True))
+    faults: int = 0
+    size: int = 2 * DEFAULT_BLOCK_SIZE
+
+    def disks(self) -> list[Disk]:
+        """One for each initial state; all on one scale, so that what is learned on one program serves the others."""
+        scale = scale_for((self.asks(),), DEFAULT_BLOCK_SIZE, self.size)
+        return [make_disk(scale, letters) for letters in self.initial]
+
+    def asks(self) -> tuple[Ask, ...]:
+        """The menu, parsed; without what is beyond the device."""
+        parsed = [parse_program(text)[0][0] for text in self.menu]
+        return tuple(dict.fromkeys(_fitted(ask, self.size) for ask in parsed if ask.offset < self.size))
+
+    def programs(self) -> Iterator[Asks]:
+        """All ways to fill the shape. Clients of one length are alike, so their order does not matter."""
+        menu = self.asks()
+        by_length: dict[int, int] = {}
+        for length in self.shape:
+            by_length[length] = by_length.get(length, 0) + 1
+        groups = [
+            list(combinations_with_replacement(list(product(menu, repeat=length)), clients))
+            for length, clients in by_length.items()
+        ]
+        for chosen in product(*groups):
+            yield tuple(mine for group in chosen for mine in group)
+
+    def count(self) -> int:
+        """How many programs there are on each disk in each mode."""
+        return sum(1 for _ in self.programs())
+
+
+def _fitted(ask: Ask, size: int) -> Ask:
+    """The request, cut off at the end of a device that is shorter."""
+    return Ask(ask.verb, ask.offset, min(ask.length, size - ask.offset), ask.flags)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What was looked at, added up; `replay` is empty as long as nothing is wrong."""
+
+    programs: int = 0
+    states: int = 0
+    transitions: int = 0
+    schedules: int = 0
+    verdict: Verdict = Verdict.HOLDS
+    replay: str = ""
+    why: str = ""
+
+    def __add__(self, other: Tally) -> Tally:
+        worse = self if self.verdict is not Verdict.HOLDS else other
+        return Tally(
+            self.programs + other.programs,
+            self.states + other.states,
+            self.transitions + other.transitions,
+            self.schedules + other.schedules,
+            worse.verdict,
+            worse.replay,
+            worse.why,
+        )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """On one disk and in one mode, the programs from `start` on, one of `every`, before `stop`."""
+
+    disk: Disk
+    modes: Modes
+    start: int = 0
+    stop: int | None = None
+    every: int = 1
+
+
+def slices(bound: Bound, length: int | None = None, every: int = 1) -> list[Slice]:
+    """The whole bound, or one program of `every`, cut into slices of about `length` programs."""
+    count = bound.count() if length is not None else 0
+    starts = range(0, count, length * every) if length is not None else range(1)
+    return [
+        Slice(disk, modes, start, None if length is None else start + length * every, every)
+        for disk in bound.disks()
+        for modes in bound.modes
+        for start in starts
+    ]
+
+
+def explore_all(kind: Kind, bound: Bound, level: Level = "request", every: int = 1) -> Tally:
+    """Explore each program, or one of `every`; stops at the first that is wrong, or too big."""
+    total = Tally()
+    for part in slices(bound, every=every):
+        total += explore_slice(kind, bound, part, level)
+        if total.verdict is not Verdict.HOLDS:
+            break
+    return total
+
+
+def explore_slice(kind: Kind, bound: Bound, part: Slice, level: Level = "request") -> Tally:
+    """Explore the programs of one slice, up to the first that is wrong, or too big."""
+    total = Tally()
+    machine: Machine | None = None
+    for asks in islice(bound.programs(), part.start, part.stop, part.every):
+        program = on_disk(asks, part.disk)
+        if machine is None:
+            machine = Machine(Question(kind, program, level, part.modes, bound.faults))
+        else:
+            machine.turn_to(program)
+        found = search_all(machine, STATES_MAX)
+        moves = found.violation.moves if found.violation else ()
+        replay = format_replay(machine.question, moves) if found.verdict is not Verdict.HOLDS else ""
+        why = found.violation.what if found.violation else found.why
+        total += Tally(1, found.states, found.transitions, found.schedules, found.verdict, replay, why)
+        if total.verdict is not Verdict.HOLDS:
+            break
+    return total

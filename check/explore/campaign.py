@@ -1,0 +1,155 @@
+"""A whole bound, on all processors, for as long as it takes: stopped and gone on with as one likes.
+
+    python -m check.explore.campaign --shape 2,2 --state explore.jsonl
+
+Shapes:  the state is JSON Lines: a header that says which bound it is, then a line for each slice that is done.
+Errors:  exit status 0 complete and holds, 1 violated, 3 not complete, 2 wrong usage, a state of another bound included.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from check.explore.bounds import PLAIN_MENU, Bound, Slice, Tally, explore_slice, slices
+from check.explore.search import Verdict
+from check.explore.subjects import KINDS
+from impl.errors import UsageError
+from impl.server.command import fail_in_one_line
+
+SLICE_PROGRAMS = 250
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is explored: one program of `every`."""
+
+    subject: str
+    shape: tuple[int, ...]
+    faults: int = 0
+    every: int = 1
+
+    def bound(self) -> Bound:
+        """All its programs."""
+        if KINDS[self.subject].knows_all:
+            return Bound(self.shape, faults=self.faults)
+        return Bound(self.shape, PLAIN_MENU, faults=self.faults)
+
+    def slices(self) -> list[Slice]:
+        """What is done at a time."""
+        return slices(self.bound(), SLICE_PROGRAMS, self.every)
+
+    def header(self) -> dict[str, object]:
+        """Whatever makes two campaigns different."""
+        return {"campaign": 1, **asdict(self), "shape": list(self.shape), "slices": len(self.slices())}
+
+
+def explore_numbered(work: tuple[Campaign, int]) -> tuple[int, Tally]:
+    """One slice, in a process of its own."""
+    campaign, number = work
+    return number, explore_slice(KINDS[campaign.subject], campaign.bound(), campaign.slices()[number])
+
+
+class Record:
+    """The state of a campaign in a file, or in memory only."""
+
+    def __init__(self, campaign: Campaign, path: Path | None) -> None:
+        self._path = path
+        self.done: dict[int, Tally] = {}
+        if path is not None and path.exists():
+            self._read(campaign, path)
+        elif path is not None:
+            self._append(campaign.header())
+
+    def _read(self, campaign: Campaign, path: Path) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that was being written when the campaign was stopped has no end, and is done again.
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not whole or whole[0] != campaign.header():
+            raise UsageError(f"{path} is the state of another campaign: choose another --state, or remove it")
+        if len(whole) < len(lines):
+            path.write_text("".join(lines[:-1]), encoding="utf-8")
+        for line in whole[1:]:
+            number = line.pop("slice")
+            self.done[number] = Tally(**{**line, "verdict": Verdict(line["verdict"])})
+
+    def add(self, number: int, tally: Tally) -> None:
+        """A slice is done."""
+        self.done[number] = tally
+        self._append({"slice": number, **asdict(tally), "verdict": tally.verdict.value})
+
+    def _append(self, line: dict[str, object]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def total(self) -> Tally:
+        """All that is done, added up."""
+        return sum(self.done.values(), Tally())
+
+
+def run(campaign: Campaign, record: Record, jobs: int, budget_s: float | None, said: Callable[[int], None]) -> Tally:
+    """Do what is left, until it is done, something is wrong, or time is up."""
+    left = [(campaign, number) for number in range(len(campaign.slices())) if number not in record.done]
+    deadline_s = None if budget_s is None else time.monotonic() + budget_s
+    for number, tally in _results(left, jobs):
+        record.add(number, tally)
+        said(1)
+        if tally.verdict is not Verdict.HOLDS or (deadline_s is not None and time.monotonic() > deadline_s):
+            break
+    return record.total()
+
+
+def _results(left: list[tuple[Campaign, int]], jobs: int) -> Iterator[tuple[int, Tally]]:
+    if jobs == 1:
+        yield from map(explore_numbered, left)
+        return
+    # Not forked: greenlets and threads of this process have no business there.
+    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap_unordered(explore_numbered, left)
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--subject", type=click.Choice(list(KINDS)), default="overlay", help="What is explored; default overlay.")
+@click.option("--shape", default="2,2", metavar="N,N", help="How many requests each client has; default 2,2.")
+@click.option("--faults", type=click.IntRange(0, 2), default=0, help="How many operations may fail; default 0.")
+@click.option("--every", type=click.IntRange(1), default=1, help="A sample: one program of so many; default all.")
+@click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes; default all processors.")
+@click.option("--state", type=click.Path(dir_okay=False), help="Keep here what is done, and go on from there.")
+@click.option("--seconds", type=float, help="Stop after about so long.")
+def main(
+    subject: str, shape: str, faults: int, every: int, jobs: int, state: str | None, seconds: float | None
+) -> None:
+    """Explore a bound."""
+    counts = shape.split(",")
+    if not all(count.isdigit() and 1 <= int(count) <= 3 for count in counts) or len(counts) > 4:
+        raise UsageError(f"--shape {shape!r}: expected one to four numbers from 1 to 3, such as 2,2")
+    campaign = Campaign(subject, tuple(map(int, counts)), faults, every)
+    record = Record(campaign, None if state is None else Path(state))
+    count, started_s = len(campaign.slices()), time.monotonic()
+    with click.progressbar(length=count, label=f"{subject} {shape}", file=sys.stderr, show_pos=True) as bar:
+        bar.update(len(record.done))
+        total = run(campaign, record, jobs, seconds, bar.update)
+    complete = len(record.done) == count
+    word = total.verdict.value if total.verdict is not Verdict.HOLDS else "holds" if complete else "not complete"
+    sampled = f", one program of {every}" * (every > 1)
+    click.echo(
+        f"{subject}, shape {shape}, {faults} faults{sampled}: {word}, {'complete' * complete or 'stopped'}\n"
+        f"{total.programs:,} programs, {total.states:,} states, {total.transitions:,} transitions, "
+        f"{total.schedules:,} schedules covered, {time.monotonic() - started_s:.0f} s now"
+    )
+    if total.replay:
+        click.echo(f"{total.why}\nreplay: cowproof explore --replay {total.replay!r}")
+    sys.exit({"holds": 0, "violated": 1}.get(word, 3))
+
+
+if __name__ == "__main__":
+    fail_in_one_line(main, None, "python -m check.explore.campaign")
