@@ -1,0 +1,5 @@
+"""`python -m check.live`: as `cowproof races`."""
+
+from check.live.command import main
+
+main()

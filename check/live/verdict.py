@@ -1,0 +1,88 @@
+"""Whether what was read afterwards is what some order of two requests leaves there. Logic only; nothing is sent.
+
+Source:  model/device.py, `apply`: the device on which a request takes effect at one instant.
+Shapes:  contents are all the bytes of one block.
+Units:   offsets and lengths in bytes.
+
+LOST is said byte by byte, so that nobody is accused of losing what is merely mixed: some byte has a value that no
+order leaves at that place. TORN: every byte is right in some order, but no one order makes all of them right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+
+from check.live.programs import MASKS, Request, Source
+from model.device import Device, Failed, apply, contents
+
+SOURCE_OF = {mask: source for source, mask in MASKS.items()}
+
+
+class Verdict(Enum):
+    """What one try, or all tries against one server, have shown."""
+
+    HOLDS = "holds"
+    TORN = "torn"
+    LOST = "lost"
+    UNKNOWN = "unknown"  # nothing: the requests never met
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive bytes of one source."""
+
+    offset: int
+    length: int
+    source: Source
+
+
+def contents_after(device: Device, requests: Sequence[Request]) -> bytes:
+    """What the device holds when the requests have been done one after the other."""
+    for request in requests:
+        device, reply = apply(device, request)
+        assert not isinstance(reply, Failed), f"{request} is refused by the model: {reply}"
+    return contents(device)
+
+
+def allowed_contents(device: Device, a: Request, b: Request, *, have_met: bool) -> list[bytes]:
+    """What may be there once both are answered. A was sent first: if it was answered before B was sent, they have
+    not met, and there is but one order.
+    """
+    orders = [(a, b), (b, a)] if have_met else [(a, b)]
+    found = [contents_after(device, order) for order in orders]
+    return list(dict.fromkeys(found))
+
+
+def judge(found: bytes, allowed: Sequence[bytes]) -> Verdict:
+    """HOLDS, TORN or LOST."""
+    assert allowed, "some order has to be possible"
+    assert all(len(found) == len(each) for each in allowed), f"{len(found)} bytes were read"
+    if found in allowed:
+        return Verdict.HOLDS
+    return Verdict.LOST if lost_byte_count(found, allowed) else Verdict.TORN
+
+
+def lost_byte_count(found: bytes, allowed: Sequence[bytes]) -> int:
+    """How many bytes have a value that no order leaves at their place."""
+    return sum(value not in possible for value, *possible in zip(found, *allowed, strict=True))
+
+
+def runs_of(found: bytes, base: bytes) -> list[Run]:
+    """Whose bytes they are, as few runs as possible."""
+    assert len(found) == len(base), (len(found), len(base))
+    differences = (int.from_bytes(found) ^ int.from_bytes(base)).to_bytes(len(base))
+    runs: list[Run] = []
+    for source, group in groupby(differences, key=lambda mask: SOURCE_OF.get(mask, Source.NOBODY)):
+        offset = runs[-1].offset + runs[-1].length if runs else 0
+        runs.append(Run(offset, sum(1 for _ in group), source))
+    return runs
+
+
+def in_words(runs: Sequence[Run]) -> str:
+    """For people: `B's everywhere`, or a list of ranges."""
+    if len(runs) == 1:
+        return f"{runs[0].source.value} everywhere"
+    return ", ".join(f"{run.source.value} in [{run.offset}, {run.offset + run.length})" for run in runs)
