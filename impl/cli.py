@@ -1,14 +1,48 @@
-"""The command `cowproof`, which gathers the others."""
+"""The command `cowproof`, which gathers the others.
+
+Some of them check what this package ships, and it must not know who checks it. So they are found by what the
+installed distributions declare: a plug-in of the group COMMANDS, its name the command's, its object a click command.
+"""
 
 from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
 
 import click
 
 from impl import __version__
 from impl.server.command import fail_in_one_line, serve
 
+COMMANDS = "cowproof.commands"
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """Our own commands, and those that are declared; these are imported only when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All their names."""
+        return sorted({*super().list_commands(ctx), *_declared()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name; ours come first."""
+        own = super().get_command(ctx, cmd_name)
+        return own if own is not None else _load(cmd_name)
+
+
+def _declared() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=COMMANDS)}
+
+
+def _load(name: str) -> click.Command | None:
+    entry = _declared().get(name)
+    if entry is None:
+        return None
+    command = entry.load()
+    assert isinstance(command, click.Command), f"{entry.value} is not a command"
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cowproof")
 def cowproof() -> None:
     """A copy-on-write overlay for any read-only disk, served over NBD.

@@ -31,7 +31,7 @@ TRIES_MAX = 1000
 SHOWN, VIOLATED, NOT_SHOWN = 0, 1, 3
 
 SUMMARIES = {
-    SHOWN: "nbdkit lost a write it had acknowledged in every race; cowproof lost none.",
+    SHOWN: "nbdkit lost a write it had acknowledged in every race shown here; cowproof lost none.",
     VIOLATED: "cowproof lost or tore a write. That must never happen: please report this, with what is printed above.",
     NOT_SHOWN: "This shows nothing: see the races that are not LOST on the left or do not hold on the right. "
     "More --tries may help.",
@@ -60,7 +60,7 @@ same bytes and the same latency. Servers listen on Unix sockets in a private fol
 Examples:
   cowproof races                               all of them, in about 20 seconds
   cowproof races --only part-beside-whole      the shortest one, with nbdkit's default settings
-  cowproof races --json | jq .races[].nbdkit   for programs
+  cowproof races --json | jq '.races[].nbdkit' for programs
 
 \b
 Exit status:
