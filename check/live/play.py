@@ -28,7 +28,7 @@ from check.live.programs import (
     request_of,
 )
 from check.live.servers import Open
-from check.live.verdict import Run, Verdict, allowed_contents, judge, lost_byte_count, runs_of
+from check.live.verdict import Verdict, allowed_contents, judge
 from impl.client import Client, connect
 from impl.errors import StartError
 from model.device import Read, Write
@@ -49,15 +49,20 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One try. have_met: B's request was sent before A's was answered. b_was_first: B's was answered before A's."""
+    """One try.
+
+    have_met:              B's request was sent before A's was answered
+    b_was_first:           B's was answered before A's
+    base, found, allowed:  contents of the block: below the overlay, afterwards, and what they may be
+    """
 
     events: list[Event]
     have_met: bool
     b_was_first: bool
-    found: list[Run]
-    allowed: list[list[Run]]
+    base: bytes
+    found: bytes
+    allowed: list[bytes]
     verdict: Verdict
-    lost_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +160,10 @@ def play(race: Race, a_client: Client, b_client: Client, block: int) -> Outcome:
         events=clock.events,
         have_met=have_met,
         b_was_first=b_answered_at_ms < a_answered_at_ms,
-        found=runs_of(found, base),
-        allowed=[runs_of(each, base) for each in allowed],
+        base=base,
+        found=found,
+        allowed=allowed,
         verdict=judge(found, allowed),
-        lost_bytes=lost_byte_count(found, allowed),
     )
 
 

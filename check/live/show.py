@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from check.live.play import Event, Outcome, Trial
 from check.live.programs import Race
-from check.live.verdict import Run, Verdict, in_words
+from check.live.verdict import Run, Verdict, in_words, lost_byte_count, runs_of
 
 WIDTH = 100
 COLUMN = 34
@@ -46,14 +46,19 @@ def trial_lines(race: Race, server: str, trial: Trial) -> Iterator[str]:
     yield ""
     yield from columns(trial.outcome.events)
     yield ""
-    yield f"    read back  {in_words(trial.outcome.found)}"
-    yield f"    expected   {' | '.join(map(in_words, trial.outcome.allowed))}"
+    yield f"    read back  {whose(trial.outcome.found, trial.outcome)}"
+    yield f"    expected   {' | '.join(whose(each, trial.outcome) for each in trial.outcome.allowed)}"
     yield f"    verdict    {verdict_in_words(trial)}"
     yield ""
     if server == "nbdkit" and trial.verdict is Verdict.LOST:
         yield paragraph(f"Why: {race.why}")
         yield paragraph(f"Since: {race.commit}.")
         yield ""
+
+
+def whose(contents: bytes, outcome: Outcome) -> str:
+    """Whose bytes are where, in words."""
+    return in_words(runs_of(contents, outcome.base))
 
 
 def columns(events: Sequence[Event]) -> Iterator[str]:
@@ -69,7 +74,7 @@ def verdict_in_words(trial: Trial) -> str:
     outcome, tries = trial.outcome, counted(trial.tries, "try", "tries")
     match trial.verdict:
         case Verdict.LOST:
-            count = counted(outcome.lost_bytes, "byte holds", "bytes hold")
+            count = counted(lost_byte_count(outcome.found, outcome.allowed), "byte holds", "bytes hold")
             return f"LOST: both were answered, and {count} what no order of the two leaves there ({tries})"
         case Verdict.TORN:
             return f"TORN: both were answered, and parts of two orders are mixed ({tries})"
@@ -143,9 +148,9 @@ def outcome_as_json(outcome: Outcome) -> dict[str, object]:
             {"at_ms": round(event.at_ms, 1), "connection": event.connection, "what": event.what}
             for event in outcome.events
         ],
-        "read_back": runs_as_json(outcome.found),
-        "expected": [runs_as_json(each) for each in outcome.allowed],
-        "lost_bytes": outcome.lost_bytes,
+        "read_back": runs_as_json(runs_of(outcome.found, outcome.base)),
+        "expected": [runs_as_json(runs_of(each, outcome.base)) for each in outcome.allowed],
+        "lost_bytes": lost_byte_count(outcome.found, outcome.allowed),
     }
 
 
