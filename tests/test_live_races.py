@@ -312,6 +312,14 @@ def test_told_to_stop_it_ends_its_servers_and_leaves_nothing_behind(short_path):
     assert list(short_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("race", RACES, ids=NAMES)
+def test_the_page_about_the_races_tells_of_each(race):
+    page = (ROOT / "docs" / "races" / "README.md").read_text(encoding="utf-8")
+    assert f"\n## {race.title[0].upper()}{race.title[1:]}\n" in page
+    assert f"    cowproof races --only {race.name}\n" in page
+    assert race.commit.split(",")[0] in page
+
+
 # The installed command finds it
 
 
