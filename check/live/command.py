@@ -58,7 +58,7 @@ same bytes and the same latency. Servers listen on Unix sockets in a private fol
 
 \b
 Examples:
-  cowproof races                               all of them, in about 20 seconds
+  cowproof races                               all of them, in about 10 seconds
   cowproof races --only part-beside-whole      the shortest one, with nbdkit's default settings
   cowproof races --json | jq '.races[].nbdkit' for programs
 
