@@ -1,32 +1,29 @@
 """The search: what it finds, in how many steps, and that it finds nothing where there is nothing."""
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
+from servers import ROOT
 
 from check.explore import world as physics
 from check.explore.judge import LEVELS
 from check.explore.learn import Subject, Uncontrolled
 from check.explore.programs import make_program, parse_program
+from check.explore.races import COPYING, RACES, page
 from check.explore.replay import format_moves, format_replay, parse_moves, parse_replay, play
 from check.explore.seam import ExploredLock, ExploredRanges, ExploredStore, Stage
 from check.explore.search import Machine, Question, Verdict, search
 from check.explore.show import columns, ending
 from check.explore.stateless import Disagreement, run_all
 from check.explore.subjects import (
-    BITMAP_LOCK,
-    BITMAP_LOCK_TWO_BITS,
     GLOBAL_LOCK,
     KINDS,
-    OLD_TAIL,
     OVERLAY,
     OVERLAY_WITH_LOCK,
     PLAIN,
     RANGE_LOCK,
-    RANGE_LOCK_TWO_BITS,
     Kind,
-    Modes,
     overlay_kind,
 )
 from check.explore.walk import walk
@@ -35,8 +32,6 @@ from impl.overlay.overlay import Overlay
 from impl.overlay.rangelock import RangeLock, _conflicts, _Ticket
 from model.device import Done, Flush
 
-COPYING = Modes(copy_on_read=True, copy_on_cache=True)
-
 
 def ask(kind, text, initial="", level="request", modes=PLAIN, faults=0, size=None):
     return Question(kind, make_program(parse_program(text), initial, size=size), level, modes, faults)
@@ -44,44 +39,14 @@ def ask(kind, text, initial="", level="request", modes=PLAIN, faults=0, size=Non
 
 # The races
 
-
-@dataclass(frozen=True)
-class Race:
-    """A program that a subject does wrong at this level, at the earliest after so many steps of the clients."""
-
-    question: Question
-    steps: int
+BY_NAME = {race.name: race.question for race in RACES}
+FIRST = BY_NAME["A write of part of a block beside a write of the whole block"]
+TORN = BY_NAME["A torn read"]
+OF_THE_PATCH = [name for name, question in BY_NAME.items() if question.kind.name.startswith("bitmap")]
 
 
-RACES = {
-    "a write of part beside a write of the whole": Race(
-        ask(BITMAP_LOCK, "write 0+512 | write 0+64K", level="sector"), 12
-    ),
-    "a write of part beside a trim": Race(ask(BITMAP_LOCK, "write 0+512 | trim 0+64K", level="sector"), 10),
-    "copy-on-read beside a write": Race(
-        ask(BITMAP_LOCK, "read 0+512 | write 0+64K", level="sector", modes=COPYING), 10
-    ),
-    "copy-on-cache beside a write": Race(
-        ask(BITMAP_LOCK, "cache 0+512 | write 0+64K", level="sector", modes=COPYING), 10
-    ),
-    "copy-on-read beside a write of other bytes": Race(
-        ask(BITMAP_LOCK, "read 0+512 | write 32K+512", level="sector", modes=COPYING), 23
-    ),
-    "two states in one byte": Race(
-        ask(BITMAP_LOCK_TWO_BITS, "read 0+64K | write 64K+64K", level="sector", modes=COPYING), 12
-    ),
-    "two states in one byte under range locks": Race(
-        ask(RANGE_LOCK_TWO_BITS, "write 0+64K | write 64K+64K", level="sector"), 12
-    ),
-    "a torn read": Race(ask(BITMAP_LOCK, "read 0+64K | write 0+64K", "A", "block"), 5),
-    "the zeroed tail": Race(ask(OLD_TAIL, "zero 0+512", level="sector"), 6),
-    "a request over two blocks": Race(ask(GLOBAL_LOCK, "read 0+128K | write 0+128K"), 11),
-}
-
-
-@pytest.mark.parametrize("name", RACES)
-def test_a_race_is_found_the_shortest_way_and_replays(name):
-    race = RACES[name]
+@pytest.mark.parametrize("race", RACES, ids=lambda race: race.name)
+def test_a_race_is_found_the_shortest_way_and_replays(race):
     found = search(race.question)
     assert found.verdict is Verdict.VIOLATED
     assert len(found.violation.moves) == race.steps
@@ -94,10 +59,15 @@ def test_a_race_is_found_the_shortest_way_and_replays(name):
     assert story.wrong in ending(machine, story)
 
 
-@pytest.mark.parametrize("name", [name for name in RACES if RACES[name].question.kind.name.startswith("bitmap")])
+def test_the_page_of_races_is_what_the_explorer_finds():
+    """If not: python -m check.explore.races > docs/races/explored.md."""
+    assert (ROOT / "docs/races/explored.md").read_text().splitlines() == list(page())
+
+
+@pytest.mark.parametrize("name", OF_THE_PATCH)
 @pytest.mark.parametrize("kind", [RANGE_LOCK, OVERLAY, OVERLAY_WITH_LOCK], ids=lambda kind: kind.name)
 def test_what_loses_writes_in_the_patch_does_not_with_range_locks(name, kind):
-    question = replace(RACES[name].question, kind=kind, level="request")
+    question = replace(BY_NAME[name], kind=kind, level="request")
     assert search(question).verdict is Verdict.HOLDS
 
 
@@ -109,11 +79,11 @@ def test_the_global_lock_holds_block_by_block(program):
 
 
 def test_without_the_old_fault_the_tail_is_zeroed_right():
-    assert search(replace(RACES["the zeroed tail"].question, kind=GLOBAL_LOCK)).verdict is Verdict.HOLDS
+    assert search(replace(BY_NAME["The zeroed tail"], kind=GLOBAL_LOCK)).verdict is Verdict.HOLDS
 
 
 def test_a_torn_read_is_no_fault_of_a_disk_of_sectors():
-    assert search(replace(RACES["a torn read"].question, level="sector")).verdict is Verdict.HOLDS
+    assert search(replace(TORN, level="sector")).verdict is Verdict.HOLDS
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -154,7 +124,7 @@ def test_two_clients_that_share_nothing_have_as_many_schedules_as_their_steps_ca
 
 
 def test_a_limit_is_no_verdict():
-    found = search(RACES["a write of part beside a write of the whole"].question, states_max=20)
+    found = search(FIRST, states_max=20)
     assert found.verdict is Verdict.INCONCLUSIVE
     assert "more than 20 states" in found.why
 
@@ -337,7 +307,7 @@ def test_state_that_no_operation_shows_is_refused():
 
 def test_without_torn_storage_a_torn_read_is_not_found(monkeypatch):
     """The store's operations made whole: what is left has nothing to tear."""
-    question = RACES["a torn read"].question
+    question = TORN
 
     def pread(self, offset, length):
         return bytes(self._stage.perform("reads", offset, length))
@@ -384,7 +354,7 @@ def test_without_eager_releases_there_are_more_states_and_no_other_verdict(monke
 
 
 def test_random_ways_find_a_race_and_are_the_same_for_the_same_seed():
-    question = RACES["copy-on-read beside a write"].question
+    question = BY_NAME["Copy-on-read beside a write"]
     one, same = walk(question, 500, seed=3), walk(question, 500, seed=3)
     assert one.verdict is Verdict.VIOLATED
     assert one.violation == same.violation
