@@ -26,6 +26,7 @@ from check.explore.subjects import (
     Kind,
     overlay_kind,
 )
+from check.explore.threads import play_on_threads
 from check.explore.walk import walk
 from impl.errors import UsageError
 from impl.overlay.overlay import Overlay
@@ -57,6 +58,22 @@ def test_a_race_is_found_the_shortest_way_and_replays(race):
     assert story.wrong == found.violation.what
     assert "client A" in columns(machine, story)
     assert story.wrong in ending(machine, story)
+
+
+@pytest.mark.parametrize("race", RACES, ids=lambda race: race.name)
+def test_a_race_replays_on_real_threads(race):
+    machine = Machine(race.question)
+    moves = search(race.question).violation.moves
+    world = play_on_threads(machine, moves)
+    assert world == play(machine, moves).world
+
+
+def test_a_schedule_with_a_failure_replays_on_real_threads():
+    question = ask(OVERLAY, "write 0+512 | read 0+64K", faults=1)
+    machine = Machine(question)
+    moves = ((0, 0), (0, 1), (1, 0), (1, 0), (1, 0))
+    assert machine.worlds[0].faults_left == 1
+    assert play_on_threads(machine, moves).faults_left == 0
 
 
 def test_the_page_of_races_is_what_the_explorer_finds():

@@ -19,6 +19,7 @@ from check.explore.replay import format_replay, parse_replay, play
 from check.explore.search import STATES_MAX, Found, Machine, Move, Question, Verdict, search
 from check.explore.show import columns, ending
 from check.explore.subjects import KINDS, Modes
+from check.explore.threads import play_on_threads
 from check.explore.walk import walk
 from impl.errors import UsageError
 from impl.sizes import parse_size
@@ -77,6 +78,7 @@ def _size(text: str, what: str) -> int:
 @click.option("--walks", type=click.IntRange(1), help="Do not search: take so many random ways, for what is too big.")
 @click.option("--seed", type=int, default=0, help="Of the random ways.")
 @click.option("--replay", metavar="STRING", help="Show again what was found; nothing else is looked at.")
+@click.option("--on-threads", is_flag=True, help="Replay on real threads as well: set breakpoints as you like.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def explore(
     text: str | None,
@@ -92,11 +94,12 @@ def explore(
     walks: int | None,
     seed: int,
     replay: str | None,
+    on_threads: bool,
     as_json: bool,
 ) -> None:
     """Ask the question, and print the answer."""
     if replay is not None:
-        sys.exit(show_again(replay, as_json))
+        sys.exit(show_again(replay, on_threads, as_json))
     if text is None:
         raise UsageError('no program: expected --program "write 0+512 | write 0+64K", or --replay STRING')
     question = Question(
@@ -130,10 +133,12 @@ class Meter:
             click.echo(f"\r{states:,} states, {depth} deep", nl=False, err=True)
 
 
-def show_again(text: str, as_json: bool) -> int:
+def show_again(text: str, on_threads: bool, as_json: bool) -> int:
     """Replay a schedule; 1 if it is as wrong as it was, 0 if nothing is wrong with it any more."""
     question, moves = parse_replay(text)
     machine = Machine(question)
+    if on_threads:
+        play_on_threads(machine, moves)
     story = play(machine, moves)
     if as_json:
         click.echo(json.dumps({"wrong": story.wrong, "replay": text}))

@@ -11,23 +11,32 @@ Errors:  a Fault becomes the OSError it stands for.
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import TracebackType
 from typing import cast
 
 from greenlet import getcurrent
 
-from check.explore.world import Fault, Result
+from check.explore.world import Fault, Op, Result
 from impl.extents import Extent
 from impl.overlay.store import Buffer
 from impl.sync import Cell, Condition, Lock, T
 
 
-class Run:
-    """One execution of one client's code: what it is called, and what it has made."""
+def to_parent(op: Op) -> Result:
+    """Hand an operation to the greenlet that runs this one; what came of it."""
+    whoever_runs_us = getcurrent().parent
+    assert whoever_runs_us is not None
+    result: Result = whoever_runs_us.switch(op)
+    return result
 
-    def __init__(self, name: str) -> None:
+
+class Run:
+    """One execution of one client's code: what it is called, what it has made, and who does its operations."""
+
+    def __init__(self, name: str, hand_over: Callable[[Op], Result] = to_parent) -> None:
         self.name = name
+        self.hand_over = hand_over
         self.aborting = False
         self.made: dict[int, tuple[str, object]] = {}
         self.by_name: dict[str, object] = {}
@@ -53,9 +62,7 @@ class Stage:
         """Do one operation; OSError if it fails. Once the run is over, whatever still wants to happen does not."""
         if self.run.aborting:
             return None
-        whoever_runs_us = getcurrent().parent
-        assert whoever_runs_us is not None
-        result: Result = whoever_runs_us.switch(op)
+        result = self.run.hand_over(op)
         if isinstance(result, Fault):
             raise OSError(result.errno, os.strerror(result.errno))
         return result

@@ -15,10 +15,10 @@ Omits:   faults.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from greenlet import greenlet
 
@@ -62,6 +62,20 @@ class Summary:
     is_wrong: bool
 
 
+class Code(Protocol):
+    """A request's code on its way, in a greenlet or in a thread: it runs to its next operation, or to its end."""
+
+    def switch(self, *result: Result) -> Op | End: ...
+
+
+def in_greenlet(name: str, call: Callable[[], End]) -> tuple[Code, Run]:
+    """A microsecond for each switch."""
+    return greenlet(call), Run(name)
+
+
+Start = Callable[[str, Callable[[], End]], tuple[Code, Run]]
+
+
 class Client:
     """A client that is on its way: the code of its present request, stopped before an operation."""
 
@@ -69,7 +83,7 @@ class Client:
         self.index = index
         self.requests = requests
         self.at = -1
-        self.code: greenlet | None = None
+        self.code: Code | None = None
         self.run = Run("")
         self.next: Op | None = None
         self.end: End | None = None
@@ -80,13 +94,13 @@ class Client:
 class Live:
     """One schedule as it happens."""
 
-    def __init__(self, question: Question, learner: Learner) -> None:
+    def __init__(self, question: Question, learner: Learner, start: Start = in_greenlet) -> None:
         kind, disk = question.kind, question.program.disk
-        self._question = question
+        self._start = start
         self._learner = learner
         self._subject: Subject = kind.make(disk, question.modes)[0]
         self._physics = Physics(disk.base, disk.block_size, kind.disciplined)
-        self.world: World = kind.world(disk, question.modes, 0)
+        self.world: World = kind.world(disk, question.modes, question.faults)
         self.calls: list[Call] = []
         self.wrong = ""
         self._step = 0
@@ -108,8 +122,8 @@ class Live:
             and (client.next is None or self._physics.outcomes(self.world, client.index, client.next))
         ]
 
-    def step(self, index: int) -> Footprint:
-        """Let one client move; what it touched."""
+    def step(self, index: int, choice: int | None = None) -> Footprint:
+        """Let one client move; what it touched. Where its operation has several outcomes, one has to be chosen."""
         client = self.clients[index]
         self._step += 1
         touched: set[tuple[Hashable, bool]] = set()
@@ -117,18 +131,18 @@ class Live:
             client.sent = self._step
             touched.add(SEEN)
         if client.next is not None:
-            touched |= self._do(client, client.next)
+            touched |= self._do(client, client.next, choice)
         while client.next is not None and client.next[0] in LEFT_MOVERS:
-            touched |= self._do(client, client.next)
+            touched |= self._do(client, client.next, None)
         if client.end is not None:
             touched.add(SEEN)
             self._answer(client, client.end)
         return frozenset(touched)
 
-    def _do(self, client: Client, op: Op) -> set[tuple[Hashable, bool]]:
+    def _do(self, client: Client, op: Op, choice: int | None) -> set[tuple[Hashable, bool]]:
         outcomes = self._physics.outcomes(self.world, client.index, op)
-        assert len(outcomes) == 1, f"{op} has {len(outcomes)} outcomes, and here is no choice"
-        [(result, self.world)] = outcomes
+        assert choice is not None or len(outcomes) == 1, f"{op} has {len(outcomes)} outcomes, and none is chosen"
+        result, self.world = outcomes[choice or 0]
         client.results += (result,)
         self._go_on(client, result)
         return touches(op)
@@ -146,8 +160,9 @@ class Live:
         if client.at == len(client.requests):
             return
         request = client.requests[client.at]
-        client.run = Run(f"{client.index}.{client.at}")
-        client.code = greenlet(lambda: ended(self._subject.execute, request))
+        client.code, client.run = self._start(
+            f"{client.index}.{client.at}", lambda: ended(self._subject.execute, request)
+        )
         self._go_on(client)
 
     def _go_on(self, client: Client, *result: Result) -> None:
