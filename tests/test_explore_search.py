@@ -7,6 +7,7 @@ import pytest
 from servers import ROOT
 
 from check.explore import world as physics
+from check.explore.bounds import Bound, explore_all
 from check.explore.judge import LEVELS
 from check.explore.learn import Subject, Uncontrolled
 from check.explore.programs import make_program, parse_program
@@ -19,18 +20,20 @@ from check.explore.stateless import Disagreement, run_all
 from check.explore.subjects import (
     GLOBAL_LOCK,
     KINDS,
+    LOCK_ALONE,
     OVERLAY,
     OVERLAY_WITH_LOCK,
     PLAIN,
     RANGE_LOCK,
     Kind,
+    lock_kind,
     overlay_kind,
 )
 from check.explore.threads import play_on_threads
 from check.explore.walk import walk
 from impl.errors import UsageError
 from impl.overlay.overlay import Overlay
-from impl.overlay.rangelock import RangeLock, _conflicts, _Ticket
+from impl.overlay.rangelock import RangeLock, _conflicts, _must_wait, _Ticket
 from model.device import Done, Flush
 
 
@@ -237,6 +240,48 @@ def test_a_range_lock_with_a_part_left_out_is_found_out(mutant, program, what):
     found = search(ask(overlay_kind("mutant", "", ranges_class=mutant), program, "A"))
     assert found.verdict is Verdict.VIOLATED
     assert what in found.violation.what
+
+
+class ReadersOvertake(RangeLock):
+    """Lets whoever goes well with those that hold the range pass those that wait for it."""
+
+    def _acquire(self, first, last, exclusive):
+        with self._mutex:
+            queue = self._queue.value
+            holding = [each for at, each in enumerate(queue) if not any(_stands(other, each) for other in queue[:at])]
+            if any(_conflicts(each, first, last, exclusive) for each in holding):
+                wakeup = self._sync.condition(self._mutex)
+                ticket = _Ticket(self, first, last, exclusive, wakeup)
+                self._queue.value = (*queue, ticket)
+                while _must_wait(self._queue.value, ticket):
+                    wakeup.wait()
+            else:
+                ticket = _Ticket(self, first, last, exclusive, None)
+                self._queue.value = (ticket, *queue)
+        return ticket
+
+
+def _stands(earlier, later):
+    return _conflicts(earlier, later.first, later.last, later.exclusive)
+
+
+# What has to be explored of a range lock by itself: less hides mutants.
+LOCK_SHAPES = {"3 clients": (1, 1, 1), "2 clients twice": (2, 2)}
+LOCK_MENU = ("read 0+64K", "write 0+64K", "write 64K+64K", "read 0+128K")
+
+
+@pytest.mark.parametrize("shape", LOCK_SHAPES.values(), ids=LOCK_SHAPES)
+def test_the_range_lock_by_itself_is_exclusive_fair_and_loses_nobody(shape):
+    bound = Bound(shape, LOCK_MENU, initial=("NN",), modes=(PLAIN,))
+    tally = explore_all(LOCK_ALONE, bound)
+    assert tally.verdict is Verdict.HOLDS, tally.replay
+    assert tally.programs == bound.count()
+
+
+@pytest.mark.parametrize("mutant", [ForgetsToWake, LooksOnce, NoMutex, ReadersOvertake])
+def test_a_range_lock_that_is_none_is_found_out_by_itself(mutant):
+    bound = Bound((1, 1, 1), LOCK_MENU, initial=("NN",), modes=(PLAIN,))
+    assert explore_all(lock_kind("mutant", "", mutant), bound).verdict is Verdict.VIOLATED
 
 
 def test_an_exception_is_found_and_where_it_was_raised():

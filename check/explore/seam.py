@@ -38,6 +38,7 @@ class Run:
         self.name = name
         self.hand_over = hand_over
         self.aborting = False
+        self.intent: tuple[int, int, bool] | None = None
         self.made: dict[int, tuple[str, object]] = {}
         self.by_name: dict[str, object] = {}
 
@@ -246,29 +247,6 @@ class ExploredBase:
         """Changes nothing that anybody can see."""
 
 
-class ExploredSync:
-    """Locks, conditions and variables, as `impl.sync.Sync`."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.first_values: dict[str, Hashable] = {}
-
-    def lock(self) -> Lock:
-        """Made before anybody runs."""
-        return ExploredLock(self.stage)
-
-    def condition(self, lock: Lock) -> Condition:
-        """Made by a client's code, or before."""
-        assert isinstance(lock, ExploredLock)
-        return ExploredCondition(self.stage, lock)
-
-    def cell(self, value: T) -> Cell[T]:
-        """Made before anybody runs."""
-        cell = ExploredCell(self.stage, value)
-        self.first_values[cell.name] = self.stage.packed(value)
-        return cell
-
-
 class ExploredLock:
     """As `threading.Lock`, in a `with`."""
 
@@ -284,6 +262,41 @@ class ExploredLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stage.perform("unlock", self.name)
+
+
+class ArrivalLock(ExploredLock):
+    """A mutex of a range lock that is explored by itself: whoever takes it first for a range has arrived then."""
+
+    def __enter__(self) -> bool:
+        super().__enter__()
+        if self._stage.run.intent is not None:
+            intent, self._stage.run.intent = self._stage.run.intent, None
+            self._stage.perform("arrive", *intent)
+        return True
+
+
+class ExploredSync:
+    """Locks, conditions and variables, as `impl.sync.Sync`."""
+
+    def __init__(self, stage: Stage, lock_class: type[ExploredLock] = ExploredLock) -> None:
+        self.stage = stage
+        self._lock_class = lock_class
+        self.first_values: dict[str, Hashable] = {}
+
+    def lock(self) -> Lock:
+        """Made before anybody runs."""
+        return self._lock_class(self.stage)
+
+    def condition(self, lock: Lock) -> Condition:
+        """Made by a client's code, or before."""
+        assert isinstance(lock, ExploredLock)
+        return ExploredCondition(self.stage, lock)
+
+    def cell(self, value: T) -> Cell[T]:
+        """Made before anybody runs."""
+        cell = ExploredCell(self.stage, value)
+        self.first_values[cell.name] = self.stage.packed(value)
+        return cell
 
 
 class ExploredCondition:

@@ -162,7 +162,8 @@ class Machine:
 
     def _make_steps(self, world: int, node: int) -> tuple[Step, ...]:
         client, _, request = self.learner.place[node]
-        sent: list[Event] = [(client, request, None)] if self.learner.is_root[node] else []
+        is_sent = self.learner.is_root[node] and self.question.kind.is_device
+        sent: list[Event] = [(client, request, None)] if is_sent else []
         op = self.learner.op[node]
         if op is None:
             return (self._settle(self.worlds[world], client, node, sent),)
@@ -188,7 +189,8 @@ class Machine:
         if isinstance(end, Raised):
             wrong = f"{end.what} ({end.where})"
         elif isinstance(end, Returned):
-            events.append((client, self.learner.place[node][2], end.reply))
+            if self.question.kind.is_device:
+                events.append((client, self.learner.place[node][2], end.reply))
             node = DONE
         return Step(self._world(world), node, self._event(tuple(events)), wrong)
 
@@ -240,6 +242,8 @@ class Machine:
         waiting = [client for client, node in enumerate(places) if node != DONE]
         if waiting:
             return f"client{'s' * (len(waiting) > 1)} {', '.join(map(letter, waiting))} wait for ever"
+        if not self.question.kind.is_device:
+            return ""
         found, trimmed = self.question.kind.seen(self.question.program.disk, self.worlds[world])
         if not self.judge.ended(monitor, found, trimmed):
             return "no order of the requests explains what the device holds in the end"

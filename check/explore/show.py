@@ -143,6 +143,9 @@ _WORDS: dict[str, Callable[[Namer, list[object], object], str]] = {
     "get": lambda namer, arguments, result: f"state of block {arguments[0]} is {namer.states(_number(result))}",
     "set": lambda namer, arguments, _: f"state of block {arguments[0]} := {namer.states(_number(arguments[1]))}",
     "base": _from_base,
+    "arrive": lambda namer, arguments, _: _locks(namer, arguments, True).replace("lock", "ask for"),
+    "inside": lambda *_: "hold it",
+    "outside": lambda *_: "let go of it",
     "lock": lambda _, arguments, __: f"take {arguments[0]}",
     "unlock": lambda _, arguments, __: f"give {arguments[0]} back",
     "wait": lambda _, arguments, __: f"give {arguments[1]} back, and wait",
@@ -172,7 +175,10 @@ def ending(machine: Machine, story: Story) -> str:
     program = machine.question.program
     namer = Namer(program)
     found, _ = machine.question.kind.seen(program.disk, story.world)
-    lines = [f"=> {story.wrong or 'nothing is wrong with this'}", f"   the device holds:  {namer.written(0, found)}"]
+    lines = [f"=> {story.wrong or 'nothing is wrong with this'}"]
+    if not machine.question.kind.is_device:
+        return lines[0]
+    lines.append(f"   the device holds:  {namer.written(0, found)}")
     if story.wrong and not any(isinstance(each, Wrong) for each in story.happenings):
         lines += _allowed(namer, machine.judge.parts, machine.judge.explanations(story.monitor), found)
     return "\n".join(lines)

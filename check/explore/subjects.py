@@ -12,6 +12,7 @@ from typing import Protocol
 from check.explore.learn import Subject
 from check.explore.programs import Disk, Program
 from check.explore.seam import (
+    ArrivalLock,
     ExploredBase,
     ExploredLock,
     ExploredMap,
@@ -56,6 +57,7 @@ class Kind:
     two_bits:     whether its map has four states to a byte.
     waits_for_overlap_only:  whether it promises that a request waits for no request but those that overlap it.
     knows_all:    whether it knows block status, and zeroes with flags.
+    is_device:    whether it is one, and its answers are to be explained; if not, it only must not do what is forbidden.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Kind:
     two_bits: bool = False
     waits_for_overlap_only: bool = False
     knows_all: bool = True
+    is_device: bool = True
 
     def check(self, program: Program) -> None:
         """UsageError for a program with requests that the subject does not know."""
@@ -139,6 +142,30 @@ def overlay_kind(
         return Subject(stage, lambda request: ask_overlay(overlay, request)), sync.first_values
 
     return Kind(name, make, meaning, disciplined and ranges_class is None, waits_for_overlap_only=True)
+
+
+def lock_kind(name: str, meaning: str, ranges_class: RangesClass) -> Kind:
+    """A range lock by itself: reads hold their blocks to look, everything else to change."""
+
+    def make(disk: Disk, modes: Modes) -> Made:
+        stage = Stage()
+        sync = ExploredSync(stage, ArrivalLock)
+        ranges = ranges_class(sync)
+        stage.fix("ranges", ranges)
+
+        def execute(request: Request) -> Reply:
+            assert not isinstance(request, Flush)
+            first, end = request.offset // disk.block_size, -(-(request.offset + request.length) // disk.block_size)
+            exclusive = not isinstance(request, Read)
+            stage.run.intent = (first, end - 1, exclusive)
+            with (ranges.exclusive if exclusive else ranges.shared)(first, end - 1):
+                stage.perform("inside")
+                stage.perform("outside")
+            return Done()
+
+        return Subject(stage, execute), sync.first_values
+
+    return Kind(name, make, meaning, waits_for_overlap_only=True, is_device=False)
 
 
 class Algorithm(Protocol):
@@ -259,6 +286,9 @@ OVERLAY_WITH_LOCK = overlay_kind(
     "the shipped overlay, its range lock down to mutex and condition",
     ranges_class=RangeLock,
 )
+LOCK_ALONE = lock_kind(
+    "lock-alone", "the shipped range lock by itself: exclusive, and first come first served", RangeLock
+)
 GLOBAL_LOCK = algorithm_kind("global-lock", "nbdkit's cow filter before the patch", _global_lock)
 OLD_TAIL = algorithm_kind(
     "global-lock-old-tail", "the same with its old fault in unaligned zeroes", lambda parts: _global_lock(parts, True)
@@ -283,6 +313,7 @@ KINDS = {
     for kind in (
         OVERLAY,
         OVERLAY_WITH_LOCK,
+        LOCK_ALONE,
         GLOBAL_LOCK,
         OLD_TAIL,
         BITMAP_LOCK,

@@ -133,6 +133,22 @@ def _release(_: Physics, world: World, client: int) -> Outcomes:
     return [(None, replace(world, queue=tuple(hold for hold in world.queue if hold is not mine)))]
 
 
+# The same as a specification, for range locks that are explored themselves: who has arrived, and who may come in.
+
+
+def _arrive(_: Physics, world: World, client: int, first: int, last: int, exclusive: bool) -> Outcomes:
+    return [(None, replace(world, queue=(*world.queue, Hold(client, first, last, exclusive))))]
+
+
+def _inside(_: Physics, world: World, client: int) -> Outcomes:
+    mine = next((hold for hold in reversed(world.queue) if hold.client == client), None)
+    if mine is None:
+        raise Misuse("it holds its range, and has never taken the mutex")
+    if _waits(world.queue, mine):
+        raise Misuse("it holds its range, though one that overlaps and came before it holds it or waits for it")
+    return [(None, world)]
+
+
 # The state map, a byte for each block or two bits; the store; the base.
 
 
@@ -230,6 +246,9 @@ _EFFECTS: dict[Hashable, Callable[..., Outcomes]] = {
     "enqueue": _enqueue,
     "granted": _granted,
     "release": _release,
+    "arrive": _arrive,
+    "inside": _inside,
+    "outside": _release,
     "get": _get,
     "set": _set,
     "read": _read,
