@@ -1,0 +1,69 @@
+"""Asks the twins and TLC what `specs/*.cfg` ask, and compares with what `specs/manifest.toml` expects.
+
+    python -m check.specs [--small] [NAME...]     a line for each configuration and side
+
+Units:   wall time in seconds.
+Errors:  exit status 0 if all is as expected, else 1; 2 for a name that is no configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+
+from check import tlc
+from check.questions import SPECS, Answer, Holds, Undecided, Violates, constants_for, manifest, read_config, twin_of
+from check.twins import search
+
+
+def answer_of_twin(name: str) -> Answer:
+    """What the search over the twin finds."""
+    config = read_config(SPECS / f"{name}.cfg")
+    twin = twin_of(config.module)
+    return search(twin, constants_for(config, twin), config.invariants, config.properties).answer
+
+
+def answer_of_tlc(name: str) -> Answer:
+    """What TLC finds."""
+    return tlc.run(read_config(SPECS / f"{name}.cfg"))
+
+
+SIDES = (("twin", answer_of_twin), ("TLC", answer_of_tlc))
+
+
+def in_words(answer: Answer) -> str:
+    """An answer on a line."""
+    if isinstance(answer, Holds):
+        counts = answer.counts
+        return f"holds: {counts.generated:,} generated, {counts.distinct:,} distinct, depth {counts.depth}"
+    if isinstance(answer, Violates):
+        return f"violates {answer.name} in {answer.trace_length} states"
+    assert isinstance(answer, Undecided)
+    return f"undecided: {answer.reason}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is asked for, print a line for each; the exit status."""
+    names = [argument for argument in arguments if argument != "--small"]
+    expected = manifest()
+    unknown = set(names) - {entry.name for entry in expected}
+    if unknown:
+        print(f"no such configuration: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    wrong = 0
+    for entry in expected:
+        if (names and entry.name not in names) or ("--small" in arguments and not entry.small):
+            continue
+        for side, ask in SIDES:
+            began = time.monotonic()
+            answer = ask(entry.name)
+            right = answer == entry.answer
+            wrong += not right
+            note = "" if right else f"; EXPECTED {in_words(entry.answer)}"
+            print(f"{time.monotonic() - began:6.1f} s  {side:4}  {entry.name} {in_words(answer)}{note}", flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
