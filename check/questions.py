@@ -184,9 +184,5 @@ def _expected(entry: Mapping[str, Any]) -> Expected:
     verdicts = {"holds", "violates", "reaches"} & set(entry)
     if unknown or len(verdicts) != 1 or entry["size"] not in ("small", "large"):
         raise ValueError(f"{entry}: has unknown keys {sorted(unknown)}, or not one verdict, or no known size")
-    answer: Holds | Violates
-    if "holds" in entry:
-        answer = Holds(Counts(**entry["holds"]))
-    else:
-        answer = Violates(entry[verdicts.pop()], entry["trace"])
+    answer = Holds(Counts(**entry["holds"])) if "holds" in entry else Violates(entry[verdicts.pop()], entry["trace"])
     return Expected(entry["name"], entry["says"], answer, "reaches" in entry, entry["size"] == "small")

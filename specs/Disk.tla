@@ -109,7 +109,7 @@ OneBlock ==  \* everything that can be asked of one block, up to symmetry
     Each({"read", "write", "zero", "trim"}, {0..0, 0..1}) \cup Each({"read", "write"}, {1..1})
         \cup Each({"cache"}, {0..1}) \cup {Flush}
 OneBlockCore ==  \* the same without what differs little, for three clients
-    Each({"read", "write", "trim"}, {0..0, 0..1}) \cup Each({"write"}, {1..1}) \cup Each({"cache"}, {0..1})
+    Each({"read", "trim", "cache"}, {0..1}) \cup Each({"write"}, {0..0, 1..1, 0..1})
 TwoBlocks ==  \* parts, a whole block with a part, two parts, two whole blocks
     Each({"read"}, {0..0, 1..2, 0..3}) \cup Each({"write"}, {0..0, 2..3, 1..2, 0..2, 0..3})
         \cup Each({"trim"}, {1..2, 0..2}) \cup Each({"cache"}, {0..3})

@@ -346,9 +346,7 @@ def type_ok(k: Constants, s: State) -> bool:
 
 def merges_under_the_lock(k: Constants, s: State) -> bool:
     """While a block is read, changed in part and written back: its client holds the lock for that."""
-    return all(
-        s.rmw == c or s.pc[c] != "storing" or covers_all(k, s.req[c], at(s, c)) for c in clients(k)
-    )
+    return all(s.rmw == c or s.pc[c] != "storing" or covers_all(k, s.req[c], at(s, c)) for c in clients(k))
 
 
 def some_order_explains(k: Constants, s: State) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import permutations, product
 from typing import NamedTuple
 
@@ -112,7 +112,7 @@ def changes(request: Request) -> bool:
     return request.kind in CHANGING
 
 
-@lru_cache(maxsize=None)
+@cache
 def _blocks_of(sectors_per_block: int, at: Addresses) -> Blocks:
     return frozenset(address // sectors_per_block for address in at)
 
@@ -239,9 +239,8 @@ REQUESTS = {
         FLUSH,
     ),
     "OneBlockCore": (
-        *each(("read", "write", "trim"), [(0, 0), (0, 1)]),
-        *each(("write",), [(1, 1)]),
-        *each(("cache",), [(0, 1)]),
+        *each(("read", "trim", "cache"), [(0, 1)]),
+        *each(("write",), [(0, 0), (1, 1), (0, 1)]),
     ),
     "TwoBlocks": (
         *each(("read",), [(0, 0), (1, 2), (0, 3)]),
