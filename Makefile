@@ -2,7 +2,7 @@
 
 BIN := .venv/bin
 
-.PHONY: serve test lint types imports unit contracts explore format clean
+.PHONY: serve test lint types imports unit contracts explore tla format clean
 
 serve:            ## serve the demonstration disk at nbd://localhost
 	@tools/setup.sh serve
@@ -24,6 +24,10 @@ imports:
 
 contracts:        ## CrossHair over the model's contracts; prints what it confirmed
 	$(BIN)/python -m check.contracts
+
+tla:              ## TLC and the twins over every configuration of specs/, those too large for the tests among them
+	@tools/setup.sh test
+	$(BIN)/python -m check.specs
 
 unit:
 	$(BIN)/python -m pytest

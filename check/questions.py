@@ -164,10 +164,12 @@ def _snake_case(name: str) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """An entry of the manifest."""
+    """An entry of the manifest: what a configuration has to come to, and whether the tests have the time for it.
+
+    probe:  what is violated says "never", of something that has to be reachable
+    """
 
     name: str
-    says: str
     answer: Holds | Violates
     probe: bool
     small: bool
@@ -175,14 +177,16 @@ class Expected:
 
 def manifest(path: Path = SPECS / "manifest.toml") -> list[Expected]:
     """All that is expected, in the order of the file."""
-    entries = tomllib.loads(path.read_text(encoding="utf-8"))["configuration"]
-    return [_expected(entry) for entry in entries]
+    return [_expected(name, entry) for name, entry in tomllib.loads(path.read_text(encoding="utf-8")).items()]
 
 
-def _expected(entry: Mapping[str, Any]) -> Expected:
-    unknown = set(entry) - {"name", "says", "size", "holds", "violates", "reaches", "trace"}
+def _expected(name: str, entry: Mapping[str, Any]) -> Expected:
     verdicts = {"holds", "violates", "reaches"} & set(entry)
-    if unknown or len(verdicts) != 1 or entry["size"] not in ("small", "large"):
-        raise ValueError(f"{entry}: has unknown keys {sorted(unknown)}, or not one verdict, or no known size")
-    answer = Holds(Counts(**entry["holds"])) if "holds" in entry else Violates(entry[verdicts.pop()], entry["trace"])
-    return Expected(entry["name"], entry["says"], answer, "reaches" in entry, entry["size"] == "small")
+    if len(verdicts) != 1 or entry["size"] not in ("small", "large"):
+        raise ValueError(f"{name}: has not one verdict, or no known size")
+    verdict = verdicts.pop()
+    unknown = set(entry) - {verdict, "size"} - ({"states"} if verdict != "holds" else set())
+    if unknown:
+        raise ValueError(f"{name}: has unknown keys {sorted(unknown)}")
+    answer = Holds(Counts(**entry["holds"])) if verdict == "holds" else Violates(entry[verdict], entry["states"])
+    return Expected(name, answer, verdict == "reaches", entry["size"] == "small")

@@ -13,20 +13,31 @@ import time
 from collections.abc import Sequence
 
 from check import tlc
-from check.questions import SPECS, Answer, Holds, Undecided, Violates, constants_for, manifest, read_config, twin_of
+from check.questions import (
+    SPECS,
+    Answer,
+    Expected,
+    Holds,
+    Undecided,
+    Violates,
+    constants_for,
+    manifest,
+    read_config,
+    twin_of,
+)
 from check.twins import search
 
 
-def answer_of_twin(name: str) -> Answer:
+def answer_of_twin(entry: Expected) -> Answer:
     """What the search over the twin finds."""
-    config = read_config(SPECS / f"{name}.cfg")
+    config = read_config(SPECS / f"{entry.name}.cfg")
     twin = twin_of(config.module)
     return search(twin, constants_for(config, twin), config.invariants, config.properties).answer
 
 
-def answer_of_tlc(name: str) -> Answer:
+def answer_of_tlc(entry: Expected) -> Answer:
     """What TLC finds."""
-    return tlc.run(read_config(SPECS / f"{name}.cfg"))
+    return tlc.run(read_config(SPECS / f"{entry.name}.cfg"), quick=entry.small)
 
 
 SIDES = (("twin", answer_of_twin), ("TLC", answer_of_tlc))
@@ -57,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
             continue
         for side, ask in SIDES:
             began = time.monotonic()
-            answer = ask(entry.name)
+            answer = ask(entry)
             right = answer == entry.answer
             wrong += not right
             note = "" if right else f"; EXPECTED {in_words(entry.answer)}"

@@ -110,6 +110,8 @@ OneBlock ==  \* everything that can be asked of one block, up to symmetry
         \cup Each({"cache"}, {0..1}) \cup {Flush}
 OneBlockCore ==  \* the same without what differs little, for three clients
     Each({"read", "trim", "cache"}, {0..1}) \cup Each({"write"}, {0..0, 1..1, 0..1})
+EachKind ==  \* and that with the kinds it lacks
+    OneBlockCore \cup Each({"zero"}, {0..0}) \cup {Flush}
 TwoBlocks ==  \* parts, a whole block with a part, two parts, two whole blocks
     Each({"read"}, {0..0, 1..2, 0..3}) \cup Each({"write"}, {0..0, 2..3, 1..2, 0..2, 0..3})
         \cup Each({"trim"}, {1..2, 0..2}) \cup Each({"cache"}, {0..3})
@@ -119,7 +121,6 @@ ReadPartWriteWhole == Each({"read"}, {0..0}) \cup Each({"write"}, {0..1})
 ReadPartWriteOther == Each({"read"}, {0..0}) \cup Each({"write"}, {1..1})
 ReadAndWriteWhole == Each({"read", "write"}, {0..1})
 CacheAndWrite == Each({"cache", "write"}, {0..1})
-CacheWritePart == Each({"cache"}, {0..1}) \cup Each({"write"}, {1..1})
 Neighbours == Each({"read"}, {0..1}) \cup Each({"write"}, {2..3})
 ReadAndWriteBoth == Each({"read", "write"}, {0..3})
 =============================================================================

@@ -46,7 +46,8 @@ NothingSeen == [b \in Block |-> None]
 (* Range locks *)
 
 Exclusive(c) == Changes(req[c])
-Range(c) == IF pc[c] \in {"returning", "keeping"} THEN fetched[c] ELSE BlocksOf(req[c])
+CameBack(c) == pc[c] \in {"returning", "keeping"} \/ (pc[c] = "leaving" /\ ~Exclusive(c))
+Range(c) == IF CameBack(c) THEN fetched[c] ELSE BlocksOf(req[c])
 Conflict(c, d) == Range(c) \cap Range(d) # {} /\ (Exclusive(c) \/ Exclusive(d))
 
 Place(c) == CHOOSE i \in DOMAIN queue : queue[i] = c

@@ -231,6 +231,10 @@ def each(kinds: Iterable[str], ranges: Iterable[tuple[int, int]]) -> tuple[Reque
     return tuple(Request(kind, frozenset(range(first, last + 1))) for kind, (first, last) in product(kinds, ranges))
 
 
+ONE_BLOCK_CORE = (
+    *each(("read", "trim", "cache"), [(0, 1)]),
+    *each(("write",), [(0, 0), (1, 1), (0, 1)]),
+)
 REQUESTS = {
     "OneBlock": (
         *each(("read", "write", "zero", "trim"), [(0, 0), (0, 1)]),
@@ -238,10 +242,8 @@ REQUESTS = {
         *each(("cache",), [(0, 1)]),
         FLUSH,
     ),
-    "OneBlockCore": (
-        *each(("read", "trim", "cache"), [(0, 1)]),
-        *each(("write",), [(0, 0), (1, 1), (0, 1)]),
-    ),
+    "OneBlockCore": ONE_BLOCK_CORE,
+    "EachKind": (*ONE_BLOCK_CORE, *each(("zero",), [(0, 0)]), FLUSH),
     "TwoBlocks": (
         *each(("read",), [(0, 0), (1, 2), (0, 3)]),
         *each(("write",), [(0, 0), (2, 3), (1, 2), (0, 2), (0, 3)]),
@@ -254,7 +256,6 @@ REQUESTS = {
     "ReadPartWriteOther": (*each(("read",), [(0, 0)]), *each(("write",), [(1, 1)])),
     "ReadAndWriteWhole": each(("read", "write"), [(0, 1)]),
     "CacheAndWrite": each(("cache", "write"), [(0, 1)]),
-    "CacheWritePart": (*each(("cache",), [(0, 1)]), *each(("write",), [(1, 1)])),
     "Neighbours": (*each(("read",), [(0, 1)]), *each(("write",), [(2, 3)])),
     "ReadAndWriteBoth": each(("read", "write"), [(0, 3)]),
 }

@@ -95,9 +95,14 @@ def exclusive(s: State, c: int) -> bool:
     return changes(s.req[c])
 
 
+def came_back(s: State, c: int) -> bool:
+    """Whether the lock it waits for or holds is its second."""
+    return s.pc[c] in ("returning", "keeping") or (s.pc[c] == "leaving" and not exclusive(s, c))
+
+
 def range_of(k: Constants, s: State, c: int) -> Blocks:
     """Range: the blocks it locks."""
-    return s.fetched[c] if s.pc[c] in ("returning", "keeping") else blocks_of(k, s.req[c])
+    return s.fetched[c] if came_back(s, c) else blocks_of(k, s.req[c])
 
 
 def conflict(k: Constants, s: State, c: int, d: int) -> bool:
