@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specs.disk import REQUESTS
+from specs.disk import REQUESTS, Constants
 from specs.twin import Twin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -146,13 +146,14 @@ def twin_of(module: str) -> Twin[Any, Any]:
     return twin
 
 
-def constants_for(config: Config, twin: Twin[Any, Any]) -> object:
+def constants_for(config: Config, twin: Twin[Any, Any]) -> Constants:
     """The twin's constants as a configuration has them: all of them, and no others."""
     given = {_snake_case(name): value for name, value in config.constants.items()}
     wanted = {field.name for field in dataclasses.fields(twin.constants)}
     if set(given) != wanted:
         raise ValueError(f"{config.name}: these constants are on one side only: {sorted(set(given) ^ wanted)}")
-    return twin.constants(**given)
+    constants: Constants = twin.constants(**given)
+    return constants
 
 
 def _snake_case(name: str) -> str:

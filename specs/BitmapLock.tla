@@ -224,6 +224,11 @@ WritesAreKept == AllDone => \A c \in Client : \A a \in req[c].at :
     (/\ req[c].kind = "write"
      /\ \A d \in Client : d # c /\ Changes(req[d]) => a \notin req[d].at) => Contents[a] = c
 
+(* Once a read has its reply, if all requests are for whole blocks: it is told one value for a block.  False here, if
+   blocks move in parts.  (So may two writes of a block be mixed, which a file system that locks files prevents.) *)
+ReadsAreWhole == \A c \in Client : pc[c] = "done" /\ req[c].kind = "read" =>
+    \A a, b \in req[c].at : BlockOf(a) = BlockOf(b) => reply[c][a] = reply[c][b]
+
 (* From one moment to the next: a block that no longer shows the base never does again.  False here, with copies. *)
 StatesNeverGoBack == [][\A b \in Block : state[b] # NotAllocated => state'[b] # NotAllocated]_state
 

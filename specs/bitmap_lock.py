@@ -367,6 +367,16 @@ def writes_are_kept(k: Constants, s: State) -> bool:
     )
 
 
+def reads_are_whole(k: Constants, s: State) -> bool:
+    """Once a read has its reply, if all requests are for whole blocks: it is told one value for a block."""
+    return all(
+        len({s.reply[c][a] for a in in_block(k, s.req[c], b)}) == 1
+        for c in clients(k)
+        if s.pc[c] == "done" and s.req[c].kind == "read"
+        for b in blocks_of(k, s.req[c])
+    )
+
+
 def states_never_go_back(k: Constants, s: State, t: State) -> bool:
     """From one moment to the next: a block that no longer shows the base never does again."""
     return all(s.state[b] == NOT_ALLOCATED or t.state[b] != NOT_ALLOCATED for b in blocks(k))
@@ -389,6 +399,7 @@ TWIN: Twin[Constants, State] = Twin(
         "MergesUnderTheLock": merges_under_the_lock,
         "SomeOrderExplains": some_order_explains,
         "WritesAreKept": writes_are_kept,
+        "ReadsAreWhole": reads_are_whole,
         "NeverStoredBesideAMerge": never_stored_beside_a_merge,
     },
     action_properties={"StatesNeverGoBack": states_never_go_back},

@@ -31,8 +31,9 @@ from check.questions import (
     read_config,
     twin_of,
 )
-from check.specs import answer_of_tlc, answer_of_twin, main
+from check.specs import answer_of_tlc, answer_of_twin, main, table, trace_of
 from check.twins import search
+from model import block
 from specs import bitmap_lock, device, disk, global_lock, range_lock
 from specs.twin import Refinement, Twin, put
 
@@ -59,7 +60,11 @@ def tlc_runs(request):
         tlc.jar()
     except tlc.Missing as missing:
         refuse(str(missing))
-    asked = [item.callspec.params["entry"] for item in request.session.items if item.originalname == WITH_TLC]
+    asked = [
+        item.callspec.params["entry"]
+        for item in request.session.items
+        if getattr(item, "originalname", None) == WITH_TLC
+    ]
     with ThreadPoolExecutor(TLC_AT_ONCE) as pool:
         yield {entry.name: pool.submit(answer_of_tlc, entry) for entry in asked}
         pool.shutdown(cancel_futures=True)
@@ -320,6 +325,50 @@ def test_sectors_may_each_have_an_order_of_their_own():
     assert disk.explained(k, ("base", "base"), before, (W_WHOLE, R_WHOLE), replies, ("a", "a"))
 
 
+# One client alone
+
+CONTENT = {disk.BASE: b"\x01", disk.OLD: b"\x02", disk.ZERO: b"\x00", "a": b"\x03"}
+BASE_BYTES = CONTENT[disk.BASE] * 2
+BLOCKS = {
+    disk.NOT_ALLOCATED: block.NOT_ALLOCATED,
+    disk.ALLOCATED: block.allocated(CONTENT[disk.OLD] * 2),
+    disk.TRIMMED: block.TRIMMED,
+}
+
+
+def content(told):
+    return b"".join(CONTENT[value] for value in told)
+
+
+def by_the_model(old, request):
+    """The block after a request, and what a read is told, as `model/block.py` has it."""
+    start, end = (min(request.at), max(request.at) + 1) if request.at else (0, 0)
+    if request.kind == "read":
+        return block.read_copying(old, BASE_BYTES, start, end)
+    if request.kind == "write":
+        return block.write(old, BASE_BYTES, start, CONTENT["a"] * (end - start)), None
+    if request.kind == "zero":
+        return block.zero(old, BASE_BYTES, start, end, no_hole=True), None
+    if request.kind == "trim":
+        return block.trim(old, BASE_BYTES, start, end), None
+    return (block.cache(old, BASE_BYTES, block.CacheMode.COW) if request.kind == "cache" else old), None
+
+
+@pytest.mark.parametrize("state", sorted(BLOCKS))
+@pytest.mark.parametrize("request_", disk.REQUESTS["OneBlock"], ids=lambda r: f"{r.kind}-{sorted(r.at)}")
+def test_alone_a_client_finds_what_the_model_says(state, request_):
+    """What the specification calls a state and a store is the model's block."""
+    k = range_lock.Constants(("a",), 1, 2, "request", (state,), (request_,), True, True, True, True)
+    (s,) = range_lock.initial(k)
+    while not range_lock.all_done(s):
+        ((_, s),) = range_lock.steps(k, s)
+    after, told = by_the_model(BLOCKS[state], request_)
+    assert s.state == (after.state.name,)
+    assert content(range_lock.contents(k, s)) == block.contents(after, BASE_BYTES)
+    if told is not None:
+        assert content(s.reply[0][a] for a in sorted(request_.at)) == told
+
+
 # What is read
 
 CONFIG = Config("RangeLock", "RangeLock", {}, ("TypeOK",), ("StatesNeverGoBack", "RefinesDevice"))
@@ -425,3 +474,23 @@ def test_the_command_fails_if_anything_is_not_as_expected(monkeypatch, capsys):
     monkeypatch.setattr("check.specs.SIDES", (("twin", lambda _name: Undecided("not asked")),))
     assert main(["BitmapLockRmwBesideWrite"]) == 1
     assert "EXPECTED violates SomeOrderExplains" in capsys.readouterr().out
+
+
+# What is written about them
+
+
+TLA_PAGE = (SPECS.parent / "docs" / "tla.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_table_of_what_is_expected():
+    assert table() in TLA_PAGE
+
+
+def test_the_page_shows_the_shortest_way_to_lose_a_write():
+    lines = trace_of("BitmapLockRmwBesideWrite")
+    assert "\n".join(f"    {line}" for line in lines) in TLA_PAGE
+
+
+def test_a_trace_has_a_line_for_each_step_and_one_for_the_clients():
+    for name in ("RangeLockWaiters", "GlobalLockSpanning", "DeviceSectors", "BitmapLockNeighbours"):
+        assert len(trace_of(name)) == BY_NAME[name].answer.trace_length
