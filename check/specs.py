@@ -5,14 +5,14 @@
     python -m check.specs --table                 what is expected, as docs/tla.md has it
 
 Units:   wall time in seconds.
-Errors:  exit status 0 if all is as expected, else 1; 2 for a name that is no configuration.
+Errors:  exit status 0 if all is as expected, else 1; 2 for a name or an option that is none.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from check import tlc
 from check.questions import (
@@ -79,33 +79,43 @@ def in_words(answer: Answer) -> str:
     return f"undecided: {answer.reason}"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run what is asked for, print a line for each; the exit status."""
-    names = [argument for argument in arguments if not argument.startswith("--")]
-    expected = manifest()
-    unknown = set(names) - {entry.name for entry in expected}
-    if unknown:
-        print(f"no such configuration: {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 2
-    if "--table" in arguments:
-        print(table())
-        return 0
-    if "--trace" in arguments:
-        for name in names:
-            print("\n".join(trace_of(name)))
-        return 0
-    wrong = 0
-    for entry in expected:
-        if (names and entry.name not in names) or ("--small" in arguments and not entry.small):
-            continue
+def compare(entries: Iterable[Expected]) -> bool:
+    """Ask both sides, print a line for each answer; whether all are as expected."""
+    all_right = True
+    for entry in entries:
         for side, ask in SIDES:
             began = time.monotonic()
             answer = ask(entry)
-            right = answer == entry.answer
-            wrong += not right
-            note = "" if right else f"; EXPECTED {in_words(entry.answer)}"
+            note = "" if answer == entry.answer else f"; EXPECTED {in_words(entry.answer)}"
+            all_right = all_right and not note
             print(f"{time.monotonic() - began:6.1f} s  {side:4}  {entry.name} {in_words(answer)}{note}", flush=True)
-    return 1 if wrong else 0
+    return all_right
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do what is asked for; the exit status."""
+    options = {argument for argument in arguments if argument.startswith("--")}
+    names = set(arguments) - options
+    expected = manifest()
+    unknown = (names - {entry.name for entry in expected}) | (options - {"--small", "--table", "--trace"})
+    if unknown:
+        print(f"neither a configuration nor an option: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    chosen = [
+        entry for entry in expected if (not names or entry.name in names) and (entry.small or "--small" not in options)
+    ]
+    if "--table" in options:
+        print(table())
+        return 0
+    if "--trace" in options:
+        for entry in chosen:
+            print(f"{entry.name} {in_words(entry.answer)}", *trace_of(entry.name), "", sep="\n")
+        return 0
+    try:
+        return 0 if compare(chosen) else 1
+    except tlc.Missing as missing:
+        print(missing, file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

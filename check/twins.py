@@ -70,6 +70,9 @@ class _Search(Generic[K, S]):
         for name in properties:
             self._add_property(name)
         self._came_from: dict[S, tuple[str, S | None]] = {}
+        self._level: list[S] = []
+        self._generated = 0
+        self._depth = 0
 
     def _add_property(self, name: str) -> None:
         if name in self._twin.refinements:
@@ -81,42 +84,50 @@ class _Search(Generic[K, S]):
             self._each_step.append((name, lambda before, after: holds(self._k, before, after)))
 
     def run(self) -> Found[S]:
-        generated = 0
-        level: list[S] = []
+        found = self._begin()
+        while found is None and self._level:
+            self._depth += 1
+            found = self._deepen()
+        return found or Found(Holds(Counts(self._generated, len(self._came_from), self._depth)))
+
+    def _begin(self) -> Found[S] | None:
+        """Take the initial states up; the violation, if one is."""
         for state in self._twin.initial(self._k):
-            generated += 1
-            if state not in self._came_from:
-                self._came_from[state] = (INITIALLY, None)
-                level.append(state)
-                for name, holds in self._at_first:
-                    if not holds(state):
-                        return self._violation(name, state)
-                violated = self._violated(state)
-                if violated is not None:
-                    return self._violation(violated, state)
-        depth = 0
-        while level:
-            depth += 1
-            next_level: list[S] = []
-            for state in level:
-                stuck = True
-                for action, successor in self._twin.steps(self._k, state):
-                    stuck = False
-                    generated += 1
-                    new = successor not in self._came_from
-                    if new:
-                        self._came_from[successor] = (action, state)
-                        next_level.append(successor)
-                        violated = self._violated(successor)
-                        if violated is not None:
-                            return self._violation(violated, successor)
-                    for name, goes_on in self._each_step:
-                        if not goes_on(state, successor):
-                            return self._violation(name, state, (action, successor))
-                if stuck:
-                    return self._violation(DEADLOCK, state)
-            level = next_level
-        return Found(Holds(Counts(generated, len(self._came_from), depth)))
+            self._generated += 1
+            if state in self._came_from:
+                continue
+            violated = self._take_up(state, INITIALLY, None)
+            for name, begins in self._at_first:
+                if violated is None and not begins(state):
+                    violated = name
+            if violated is not None:
+                return self._violation(violated, state)
+        return None
+
+    def _deepen(self) -> Found[S] | None:
+        """Take the successors of the last level up; the first violation, if there is one."""
+        level, self._level = self._level, []
+        for state in level:
+            stuck = True
+            for action, successor in self._twin.steps(self._k, state):
+                stuck = False
+                self._generated += 1
+                if successor not in self._came_from:
+                    violated = self._take_up(successor, action, state)
+                    if violated is not None:
+                        return self._violation(violated, successor)
+                for name, goes_on in self._each_step:
+                    if not goes_on(state, successor):
+                        return self._violation(name, state, (action, successor))
+            if stuck:
+                return self._violation(DEADLOCK, state)
+        return None
+
+    def _take_up(self, state: S, action: str, earlier: S | None) -> str | None:
+        """Remember a new state; the invariant that it violates, if it does."""
+        self._came_from[state] = (action, earlier)
+        self._level.append(state)
+        return self._violated(state)
 
     def _violated(self, state: S) -> str | None:
         for name, holds in self._invariants:

@@ -463,9 +463,19 @@ def test_an_expectation_that_is_not_understood_is_refused(tmp_path, entry):
         manifest(path)
 
 
-def test_the_command_says_what_is_no_configuration(capsys):
-    assert main(["NoSuchThing"]) == 2
-    assert "NoSuchThing" in capsys.readouterr().err
+@pytest.mark.parametrize("argument", ["NoSuchThing", "--no-such-thing"])
+def test_the_command_says_what_it_does_not_know(capsys, argument):
+    assert main([argument]) == 2
+    assert argument in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_missing(monkeypatch, capsys):
+    def no_java(_entry):
+        raise tlc.Missing("no java here")
+
+    monkeypatch.setattr("check.specs.SIDES", (("TLC", no_java),))
+    assert main(["BitmapLockRmwBesideWrite"]) == 1
+    assert "no java here" in capsys.readouterr().err
 
 
 def test_the_command_fails_if_anything_is_not_as_expected(monkeypatch, capsys):
