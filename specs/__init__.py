@@ -1,1 +1,1 @@
-"""What the algorithms are: in TLA+ and in Python beside it, the same variables, actions and names; and to be explored."""
+"""What the algorithms are: in TLA+ and, beside it, in Python, with the same names; and as code to be explored."""
