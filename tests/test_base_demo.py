@@ -3,13 +3,12 @@
 Source:  Microsoft, "FAT: General Overview of On-Disk Format" 1.03. The reader below knows nothing of impl/base/demo.py.
 """
 
-import os
-import shutil
 import struct
 import subprocess
 from itertools import pairwise
 
 import pytest
+from servers import need
 
 from impl.base.demo import NUMBERS, PROMISES, README, DemoBase
 
@@ -68,10 +67,7 @@ def image(tmp_path):
 
 
 def run(tool, package, *arguments):
-    found = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if found is None:
-        pytest.skip(f"needs {tool}: install {package} (Debian: apt install {package})")
-    return subprocess.run([found, *arguments], capture_output=True, check=False, timeout=60)
+    return subprocess.run([need(tool, package), *arguments], capture_output=True, check=False, timeout=60)
 
 
 def test_the_disk_is_a_fat16_file_system_with_its_label_and_its_files():

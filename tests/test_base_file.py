@@ -2,11 +2,11 @@
 
 import errno
 import os
-import shutil
 import socket
 import subprocess
 
 import pytest
+from servers import need, refuse
 
 from impl.base.file import FileBase
 from impl.base.pattern import pattern
@@ -43,7 +43,7 @@ def sparse(tmp_path):
     fd = os.open(path, os.O_RDONLY)
     try:
         if os.lseek(fd, 0, os.SEEK_DATA) != DATA_AT:
-            pytest.skip("needs a file system that reports holes")
+            refuse(f"{tmp_path} is on a file system without holes: set TMPDIR to a folder on ext4, xfs, btrfs or tmpfs")
     finally:
         os.close(fd)
     base = FileBase(path)
@@ -157,15 +157,13 @@ def test_closing_twice_does_not_close_what_got_the_number_since(disk):
 
 
 def test_a_block_device_is_served(disk):
-    losetup = shutil.which("losetup", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if losetup is None or os.geteuid() != 0:
-        pytest.skip("needs root and losetup (Debian: mount)")
+    losetup = need("losetup", package="mount")
     os.truncate(disk, 64 * 1024)
     attached = subprocess.run(
         [losetup, "--read-only", "--find", "--show", disk], capture_output=True, text=True, check=False
     )
     if attached.returncode != 0:
-        pytest.skip(f"needs a loop device: {attached.stderr.strip()}")
+        refuse(f"no loop device can be made: run the tests as root, where that is allowed ({attached.stderr.strip()})")
     device = attached.stdout.strip()
     try:
         base = FileBase(device)

@@ -4,7 +4,6 @@ Source: NBD protocol, "Transmission", "Terminating the transmission phase", "Err
 """
 
 import errno
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from servers import need
 
 from impl.client import (
     Client,
@@ -112,8 +112,7 @@ def wait_for_socket(path, process):
 @contextmanager
 def serving(program, package, arguments):
     """A server on a socket of its own; arguments may say {socket}."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is missing: install the Debian package {package}")
+    program = need(program, package)
     with tempfile.TemporaryDirectory(prefix="nbd") as folder:
         path = Path(folder, "s")
         command = [program, *(argument.format(socket=path) for argument in arguments)]
