@@ -68,11 +68,11 @@ def eventually(look, what, limit_s=END_LIMIT_S):
     return found
 
 
-def run(*command, status=0, **options):
-    """Run a program to its end, which has to be `status`; what it wrote on standard output."""
+def run(*command, status=0, cwd=ROOT, **options):
+    """Run a program in `cwd` to its end, which has to be `status`; what it wrote on standard output."""
     done = subprocess.run(
         list(map(str, command)),
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         timeout=CLIENT_LIMIT_S,
         check=False,
