@@ -11,6 +11,7 @@ import random
 import socket
 import struct
 import sys
+import threading
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -27,7 +28,8 @@ from impl.client import connect
 from impl.client.uri import parse
 from impl.nbd.constants import UINT32_MAX, UINT64_MAX, Command, CommandFlag, ErrorValue, TransmissionFlag
 from impl.server.export import ExportOptions, make_export
-from impl.server.session import PAUSE_BYTES
+from impl.server.loop import Loop
+from impl.server.session import PAUSE_BYTES, RECEIVES_MAX, Session
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -418,7 +420,7 @@ def until_it_takes_no_more(session, other):
         if session._is_paused():
             return
         assert len(other.pread(served % KIB, 512)) == 512
-    raise AssertionError("the server has not paused a client that does not read")
+    raise AssertionError("the server has not paused the client")
 
 
 def receive_into(sock, buffer):
@@ -456,7 +458,7 @@ def test_a_client_that_reads_no_replies_is_paused_and_gets_them_all_once_it_read
 
 
 def send_until_paused(client, session, other, data):
-    """Send as much as it takes until the server takes no more."""
+    """Send as much as it takes until the server takes no more; what is left to be sent."""
     client.socket.setblocking(False)
     rest = memoryview(data)
     while rest and not session._is_paused():
@@ -464,6 +466,7 @@ def send_until_paused(client, session, other, data):
             rest = rest[client.socket.send(rest[: 64 * KIB]) :]
         assert len(other.pread(0, 512)) == 512
     until_it_takes_no_more(session, other)
+    return rest
 
 
 def memory_of(item):
@@ -495,3 +498,126 @@ def test_a_client_is_paused_by_the_memory_that_its_replies_take_not_by_their_byt
             session = session_of(running, others)
             send_until_paused(client, session, other, flood * 300_000)
             assert sum(map(memory_of, session._outbox._items)) < 2 * pause_bytes
+
+
+# A client whose requests wait for the base. Of one connection, docs/promises.md says (P8), 64 MiB and 1,024 requests.
+
+HELD_MAX_BYTES, HELD_MAX_COUNT = 64 * MIB, 1024
+# What the kernel keeps of what was sent and not received, at most: its buffers of both ends, and what is on the way.
+KERNEL_BYTES = 8 * MIB
+
+
+class HeldBase(MemoryBase):
+    """A base that gives nothing until it is let: however much is asked meanwhile, all of it waits."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self._let = threading.Event()
+
+    def is_ready(self, offset, length):
+        return False
+
+    def pread(self, offset, length):
+        assert self._let.wait(4 * ANSWER_S), "the test has left its requests waiting"
+        return super().pread(offset, length)
+
+    def let(self):
+        self._let.set()
+
+
+@contextmanager
+def waiting_for_the_base(folder, size):
+    """A base that is held, a raw client, its session, and another client whose reads wait for nothing."""
+    base = HeldBase(size)
+    with serving(base, folder) as running, open_client(running) as other:
+        other.pwrite(0, bytes(BLOCK))  # a whole block, which the base is not asked for
+        others = set(running.server._sessions)
+        try:
+            with raw_client(running) as client:
+                yield base, client, session_of(running, others), other
+        finally:
+            base.let()
+
+
+def test_a_client_whose_large_writes_wait_for_the_base_is_paused_before_one_too_many_is_held(short_path):
+    """They begin within a block, the rest of which has to be fetched first."""
+    count, payload = 5, random.Random(5).randbytes(LIMIT)
+    data = b"".join(request(C.WRITE, cookie, BLOCK + 1, payload=payload) for cookie in range(count))
+    with waiting_for_the_base(short_path, 2 * LIMIT) as (base, client, session, other):
+        before = rss_bytes()
+        rest = send_until_paused(client, session, other, data)
+        for _ in range(100):
+            with suppress(BlockingIOError):
+                rest = rest[client.socket.send(rest) :]
+            assert other.pread(0, 512) == bytes(512)
+        assert len(data) - len(rest) <= HELD_MAX_BYTES + LIMIT + KERNEL_BYTES
+        assert rss_bytes() - before < HELD_MAX_BYTES + LIMIT + SLACK_BYTES
+        base.let()
+        client.socket.settimeout(ANSWER_S)
+        client.send(rest)
+        assert sorted(client.reply() for _ in range(count)) == [(cookie, 0, b"") for cookie in range(count)]
+        assert other.pread(BLOCK + 1, LIMIT) == payload
+
+
+def test_a_client_of_whose_small_requests_too_many_wait_for_the_base_is_paused_and_then_answered(short_path):
+    """More than one buffer of the server holds, so that some are received, and some are not, when it pauses."""
+    cookies = range(5000)
+    with waiting_for_the_base(short_path, MIB) as (base, client, session, other):
+        client.send(b"".join(request(C.READ, cookie, 2 * BLOCK + cookie, 1) for cookie in cookies))
+        until_it_takes_no_more(session, other)
+        for _ in range(100):
+            assert other.pread(0, 512) == bytes(512)
+        assert session._running == HELD_MAX_COUNT
+        base.let()
+        replies = sorted(client.reply(dict.fromkeys(cookies, 1)) for _ in cookies)
+        assert replies == [(cookie, 0, b"\0") for cookie in cookies]
+
+
+# A client that sends faster than the server receives.
+
+
+class Endless(socket.socket):
+    """A socket that, once the handshake is over, has another request whenever it is asked, `ENOUGH` of them."""
+
+    ENOUGH = 1000
+
+    def __init__(self, fd, loop):
+        super().__init__(fileno=fd)
+        self._loop = loop
+        self._since_turn = 0
+        self.received = 0
+        self.most_between_turns = 0
+
+    def recv(self, _, flags):
+        """The handshake, and nothing behind it: what stays in the kernel keeps the socket readable."""
+        return super().recv(len(hello()), flags)
+
+    def recv_into(self, buffer, *_):
+        if self.received == self.ENOUGH:
+            return 0
+        if not self._since_turn:
+            self._loop.call_soon(self._turn)
+        self.received += 1
+        self._since_turn += 1
+        self.most_between_turns = max(self.most_between_turns, self._since_turn)
+        asked = request(C.FLUSH, self.received)
+        buffer[: len(asked)] = asked
+        return len(asked)
+
+    def _turn(self):
+        """What else the loop has to do: to send what a worker could not, or to stop."""
+        self._since_turn = 0
+
+
+def test_a_client_that_always_has_more_to_say_leaves_the_loop_its_turns():
+    export = make_export(MemoryBase(MIB), ExportOptions(store="memory"))
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    with Endless(ours.detach(), loop) as endless, theirs:
+        session = Session(endless, "endless", {"": export}, "", THREADS, loop, on_end=loop.stop)
+        theirs.sendall(hello() + b"?")
+        loop.call_soon(session.start)
+        loop.run()
+        assert endless.received == Endless.ENOUGH
+        assert endless.most_between_turns == RECEIVES_MAX < Endless.ENOUGH
+    export.close()
