@@ -30,9 +30,18 @@ from impl.client import (
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.errors import PeerError, UsageError
 from impl.extents import Extent
-from impl.nbd import replies
+from impl.nbd import replies, wire
 from impl.nbd.client_handshake import ClientHandshake
-from impl.nbd.constants import ChunkType, Command, CommandFlag, ErrorValue, OptionReply, TransmissionFlag
+from impl.nbd.constants import (
+    BASE_ALLOCATION,
+    ChunkType,
+    Command,
+    CommandFlag,
+    ErrorValue,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+)
 from impl.nbd.requests import RequestReader
 from impl.nbd.server_handshake import ExportInfo, Phase, ServerHandshake
 
@@ -376,18 +385,28 @@ class Served:
         return request
 
 
+def granted(context):
+    """How a server grants a metadata context."""
+    name = BASE_ALLOCATION if context == 1 else f"test:{context}"
+    data = wire.pack_meta_context(context, name)
+    return wire.pack_option_reply(Option.SET_META_CONTEXT, OptionReply.META_CONTEXT, data)
+
+
 @contextmanager
-def fake(script, *, timeout_s=20.0, structured=False):
-    """A client of a server that runs `script`; what that raises or returns is given to the test."""
+def fake(script, *, timeout_s=20.0, structured=False, size=MIB, contexts=(1,)):
+    """A client of a server that runs `script`; what that raises or returns is given to the test.
+
+    contexts:  the server grants these; 1 is base:allocation.
+    """
     ours, theirs = socket.socketpair()
     ours.settimeout(20)
     outcome = []
 
     def serve():
-        handshake = ServerHandshake({"": ExportInfo("", MIB, "", FLAGS)}, "")
+        handshake = ServerHandshake({"": ExportInfo("", size, "", FLAGS)}, "")
         try:
             while handshake.phase is not Phase.TRANSMISSION:
-                ours.sendall(handshake.data_to_send())
+                ours.sendall(handshake.data_to_send().replace(granted(1), b"".join(map(granted, contexts))))
                 handshake.receive(ours.recv(4096))
             ours.sendall(handshake.data_to_send())
             outcome.append(script(Served(ours, handshake)))
@@ -455,6 +474,73 @@ def test_replies_still_count_when_a_later_request_finds_the_server_gone():
         assert second.result(20) is None
         with pytest.raises(ConnectionError):
             third.result(20)
+
+
+def test_replies_still_count_when_they_come_after_a_request_could_not_be_sent():
+    """The server hears no more, and says that only of what it has not heard."""
+
+    def script(served):
+        requests = [served.request() for _ in range(2)]
+        served.sock.shutdown(socket.SHUT_RD)
+        deaf.set()
+        assert refused.wait(20)
+        served.sock.sendall(b"".join(replies.simple_reply(request.cookie) for request in requests))
+
+    deaf, refused = threading.Event(), threading.Event()
+    with fake(script) as (client, _, _):
+        first, second = client.flush_async(), client.flush_async()
+        assert deaf.wait(20)
+        third = client.flush_async()
+        refused.set()
+        assert first.result(20) is None
+        assert second.result(20) is None
+        with pytest.raises(ConnectionError):
+            third.result(20)
+
+
+def test_an_error_says_where_in_the_range_it_occurred_if_the_server_does():
+    def script(served):
+        first, second = served.request(), served.request()
+        served.sock.sendall(replies.error_offset_chunk(first.cookie, ErrorValue.EIO, "a scratch", 1010))
+        served.sock.sendall(replies.error_chunk(second.cookie, ErrorValue.EIO, "a scratch"))
+
+    with fake(script, structured=True) as (client, _, _):
+        for read, offset in [(client.pread_async(1000, 100), 1010), (client.pread_async(1000, 100), None)]:
+            with pytest.raises(NbdError, match="a scratch") as caught:
+                client.wait(read)
+            assert (caught.value.errno, caught.value.offset) == (errno.EIO, offset)
+
+
+def test_a_status_of_more_than_a_request_can_say_is_asked_for_in_parts():
+    """Lengths have 32 bits; the first of them is such that the second request is aligned, too."""
+    gib, longest = 1 << 30, (1 << 32) - 64 * KIB
+
+    def script(served):
+        asked = []
+        for _ in range(2):
+            request = served.request()
+            asked.append((request.offset, request.length))
+            descriptors = [(request.length, 3)]
+            served.sock.sendall(replies.block_status_chunk(request.cookie, 1, descriptors, True))
+        return asked
+
+    with fake(script, structured=True, size=5 * gib) as (client, thread, outcome):
+        assert sum(extent.length for extent in client.block_status(0, 5 * gib)) == 5 * gib
+        thread.join()
+    assert outcome == [[(0, longest), (longest, 5 * gib - longest)]]
+
+
+@pytest.mark.parametrize("contexts", [(1, 7), (7, 1)])
+def test_of_several_contexts_the_status_is_that_of_base_allocation(contexts):
+    def script(served):
+        request = served.request()
+        for context in contexts:
+            last = context == contexts[-1]
+            descriptors = [(MIB, 3 if context == 1 else 0)]
+            served.sock.sendall(replies.block_status_chunk(request.cookie, context, descriptors, last))
+
+    with fake(script, structured=True, contexts=contexts) as (client, _, _):
+        assert client.block_status(0, MIB) == [Extent(MIB, True, True)]
 
 
 def test_a_status_in_parts_is_asked_for_until_the_range_is_covered():

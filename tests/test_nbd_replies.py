@@ -161,7 +161,8 @@ BAD = [  # (claim, request, bytes)
     ("an error whose message overruns it", WRITE, chunk(ERROR, b"\0\0\0\5\0\2x")),
     ("an error whose message is too long", WRITE, chunk(ERROR, b"\0\0\0\5\x10\1" + b"x" * 4097)),
     ("an error at an offset whose message overruns", READ, chunk(ERROR_OFFSET, b"\0\0\0\5\0\1" + bytes(8))),
-    ("an error outside of the request", READ, replies.error_offset_chunk(7, EIO, "", 1100)),
+    ("an error before the request", READ, replies.error_offset_chunk(7, EIO, "", 999)),
+    ("an error behind the request", READ, replies.error_offset_chunk(7, EIO, "", 1100)),
     ("an unknown error that is short", WRITE, chunk(0x8077, bytes(5))),
 ]
 

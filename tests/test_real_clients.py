@@ -8,7 +8,7 @@ import os
 
 import pytest
 from libnbd_claims import CLAIMS
-from servers import BLOCK, MIB, digest, libnbd, need, refuse, run
+from servers import BLOCK, KIB, MIB, digest, libnbd, need, refuse, run
 
 from impl.base.pattern import pattern
 
@@ -63,6 +63,20 @@ def test_nbdinfo_tells_what_the_export_can_do(serve, base, options, expected):
     (export,) = told["exports"]
     assert {key: export[key] for key in expected} == expected
     assert export["export-size"] == base.stat().st_size
+
+
+PREFERRED = [("4K", 4 * KIB), ("32M", 32 * MIB), ("64M", 32 * MIB), ("2G", 32 * MIB)]
+
+
+@pytest.mark.parametrize(("block_size", "preferred"), PREFERRED)
+def test_nbdinfo_tells_the_overlays_block_size_as_far_as_a_request_can_be_as_long(
+    serve, small_base, block_size, preferred
+):
+    nbdinfo = need("nbdinfo", package="libnbd-bin")
+    told = json.loads(run(nbdinfo, "--json", serve(small_base, "--cow-block-size", block_size).uri))
+    (export,) = told["exports"]
+    sizes = [export[f"block_size_{which}"] for which in ("minimum", "preferred", "maximum")]
+    assert sizes == [1, preferred, 32 * MIB]
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])

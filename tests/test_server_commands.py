@@ -17,13 +17,14 @@ from impl.extents import Extent
 from impl.nbd.agreement import Agreement, ExportInfo
 from impl.nbd.constants import Command, CommandFlag, ErrorValue, TransmissionFlag
 from impl.nbd.requests import Request
+from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED
 from impl.server.commands import EXTENTS_MAX_COUNT, SENDFILE_MIN_BYTES, Commands, Later
 from impl.server.export import Export, ExportOptions, make_export, transmission_flags
 from impl.server.outbox import FileSlice
 from model.block import CacheMode
 from model.device import Read
 
-BLOCK = 4096
+BLOCK, MIB = 4096, 1 << 20
 BASE = bytes(1 + index % 251 for index in range(6 * BLOCK))
 COOKIE = 0x0102030405060708
 CONTEXT = 1
@@ -452,6 +453,17 @@ def test_one_slow_part_of_a_read_is_enough():
         assert took_worker(commands, request(C.READ, 0, 3 * BLOCK + 1))
 
 
+@pytest.mark.parametrize("command", [C.WRITE_ZEROES, C.TRIM])
+def test_a_change_that_brings_no_bytes_is_left_to_a_worker_if_it_is_long(command):
+    export = make_export(MemoryBase(16 * MIB), ExportOptions(block_size=BLOCK, store="memory"))
+    try:
+        commands = commands_of(export)
+        assert not took_worker(commands, request(command, BLOCK, 4 * MIB))
+        assert took_worker(commands, request(command, BLOCK, 4 * MIB + 1))
+    finally:
+        export.close()
+
+
 COPYING = [(READY, True), (SLOW, True), (WRITTEN, False), (TRIMMED, False)]
 
 
@@ -465,6 +477,24 @@ def test_a_read_that_copies_is_left_to_a_worker_if_it_has_something_to_copy(offs
 def test_a_cache_that_does_something_is_left_to_a_worker(mode):
     with half_used(cache_mode=mode) as (commands, _):
         assert took_worker(commands, request(C.CACHE, READY, BLOCK))
+
+
+@pytest.mark.parametrize(
+    ("copy_on_cache", "prefetched", "state"),
+    [(False, [(BLOCK, 2 * BLOCK)], NOT_ALLOCATED), (True, [], ALLOCATED)],
+    ids=["prefetches", "copies"],
+)
+def test_a_cache_does_what_the_base_wants_unless_it_is_to_copy(copy_on_cache, prefetched, state, tmp_path):
+    (tmp_path / "base").write_bytes(BASE)
+    base, asked = FileBase(tmp_path / "base"), []
+    base.prefetch = lambda offset, length: asked.append((offset, length))
+    export = make_export(base, ExportOptions(block_size=BLOCK, store="memory", copy_on_cache=copy_on_cache))
+    try:
+        assert reply_bytes(commands_of(export), request(C.CACHE, BLOCK, 2 * BLOCK)) == SIMPLE_OK
+        assert asked == prefetched
+        assert list(export.overlay.states.get(1, 3)) == [state] * 2
+    finally:
+        export.close()
 
 
 RANGED = [
