@@ -322,10 +322,25 @@ def test_what_was_not_advertised_is_refused_before_it_is_sent():
             assert caught.value.errno == number
 
 
-@pytest.mark.parametrize("offset", [-1, 1 << 64])
-def test_numbers_that_cannot_be_sent_are_the_callers_error(offset, memory_uri):
-    with connect(memory_uri) as client, pytest.raises(UsageError):
-        client.pread(offset, 1)
+UNSENDABLE = [  # (claim, what is called, what the message begins with)
+    ("a read before the start", lambda client: client.pread(-1, 1), "offset -1 "),
+    ("a read behind the last number", lambda client: client.pread(1 << 64, 1), "offset 18446744073709551616 "),
+    ("a read of less than nothing", lambda client: client.pread(0, -1), "length -1 "),
+    ("a zero of 4 GiB", lambda client: client.zero(0, 1 << 32), "length 4294967296 "),
+    ("any offset before the start", lambda client: client.submit(Command.READ, 0, -1, 1), "offset -1 "),
+    ("any length above 32 bits", lambda client: client.submit(Command.TRIM, 0, 0, 1 << 33), "length 8589934592 "),
+    ("any command above 16 bits", lambda client: client.submit(1 << 20), "command 1048576 "),
+    ("any command below 0", lambda client: client.submit(-1), "command -1 "),
+    ("any flags above 16 bits", lambda client: client.submit(Command.READ, 1 << 16, 0, 1), "flags 65536 "),
+]
+
+
+@pytest.mark.parametrize(("claim", "call", "says"), UNSENDABLE, ids=[case[0] for case in UNSENDABLE])
+def test_numbers_that_cannot_be_sent_are_the_callers_error_and_the_connection_lives_on(claim, call, says, memory_uri):
+    with connect(memory_uri) as client:
+        with pytest.raises(UsageError, match=f"^{says}.* expected 0 to 0x"):
+            call(client)
+        assert client.pread(0, 1) == b"\0"
 
 
 def test_exports_and_contexts_are_told_without_choosing_one(qemu_uri):

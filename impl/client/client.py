@@ -35,7 +35,6 @@ from impl.nbd.client_handshake import ClientHandshake
 from impl.nbd.constants import (
     BASE_ALLOCATION,
     UINT32_MAX,
-    UINT64_MAX,
     AllocationFlag,
     Command,
     CommandFlag,
@@ -284,6 +283,7 @@ class Client:
         """
         if command == Command.WRITE and not length:
             length = len(payload)
+        _check_numbers(command, flags, offset, length)
         return self._send(command, flags, offset, length, payload, lambda reply: reply)
 
     def send_raw(self, data: Buffer) -> None:
@@ -354,8 +354,7 @@ class Client:
         payload: Buffer = b"",
     ) -> Future[T]:
         """Send a request if the standard lets a client send it; else fail as the server would."""
-        if not 0 <= offset <= UINT64_MAX or not 0 <= length <= UINT32_MAX:
-            raise UsageError(f"{command.name} of [{offset}, +{length}): offsets have 64 bits, lengths 32")
+        _check_numbers(command, flags, offset, length)
         error, message = refusal(self._agreement, command, flags, offset, length)
         if error:
             failed: Future[T] = Future()
@@ -524,6 +523,18 @@ def _limit_sending(sock: socket.socket, timeout_s: float | None) -> None:
         whole_s = int(timeout_s)
         limit = struct.pack("@ll", whole_s, int((timeout_s - whole_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+
+def _check_numbers(command: int, flags: int, offset: int, length: int) -> None:
+    """UsageError for what has no room in a request; whether a server would grant it is another question."""
+    for what, number, bits in (
+        ("command", command, 16),
+        ("flags", flags, 16),
+        ("offset", offset, 64),
+        ("length", length, 32),
+    ):
+        if not 0 <= number < 1 << bits:
+            raise UsageError(f"{what} {number} cannot be sent: expected 0 to {(1 << bits) - 1:#x}")
 
 
 def _dead_because(reason: BaseException) -> ConnectionError:
