@@ -10,11 +10,11 @@ import tempfile
 import threading
 import time
 from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from servers import need
+from servers import START_LIMIT_S, eventually, need
 
 from impl.client import (
     Client,
@@ -38,6 +38,7 @@ from impl.nbd.constants import (
     Command,
     CommandFlag,
     ErrorValue,
+    HandshakeFlag,
     Option,
     OptionReply,
     TransmissionFlag,
@@ -48,7 +49,6 @@ from impl.nbd.server_handshake import ExportInfo, Phase, ServerHandshake
 pytestmark = pytest.mark.timeout(120)
 
 KIB, MIB = 1 << 10, 1 << 20
-START_LIMIT_S = 20
 DATA, HOLE = Extent(64 * KIB, False, False), Extent(MIB - 64 * KIB, True, True)
 
 
@@ -105,17 +105,10 @@ def test_where_nobody_listens_the_connection_is_refused():
 # Other people's servers.
 
 
-def wait_for_socket(path, process):
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"server exited with status {process.returncode}"
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(str(path))
-                return
-            except OSError:
-                time.sleep(0.01)
-    raise AssertionError(f"no server on {path} after {START_LIMIT_S} s")
+def is_listening(path, process):
+    assert process.poll() is None, f"the server ended with status {process.returncode}"
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager
@@ -127,7 +120,7 @@ def serving(program, package, arguments):
         command = [program, *(argument.format(socket=path) for argument in arguments)]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
-            wait_for_socket(path, process)
+            eventually(lambda: is_listening(path, process), f"{program} listens", START_LIMIT_S)
             yield f"nbd+unix:///?socket={path}", process
         finally:
             process.kill()
@@ -709,23 +702,36 @@ def test_a_handshake_has_a_deadline():
             connect(f"nbd+unix:///?socket={path}", timeout_s=0.2)
 
 
-def test_a_handshake_that_trickles_has_one_too():
-    def serve():
-        sock, _ = listener.accept()
-        with sock, suppress(OSError):
-            while True:
-                sock.sendall(b"N")
-                time.sleep(0.05)
+class Trickle:
+    """A socket on which a byte of a greeting comes every so often, by a clock of its own."""
 
-    with tempfile.TemporaryDirectory(prefix="nbd") as folder, socket.socket(socket.AF_UNIX) as listener:
-        path = str(Path(folder, "s"))
-        listener.bind(path)
-        listener.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with pytest.raises(TimeoutError):
-            connect(f"nbd+unix:///?socket={path}", timeout_s=0.2)
-        thread.join()
+    def __init__(self, every_s):
+        self._every_s = every_s
+        self._greeting = iter(wire.pack_greeting(HandshakeFlag.FIXED_NEWSTYLE))
+        self.now_s = 100.0
+        self.limits_s = []
+
+    def monotonic(self):
+        return self.now_s
+
+    def settimeout(self, limit_s):
+        self.limits_s.append(limit_s)
+
+    def sendall(self, data):
+        pass
+
+    def recv(self, _):
+        self.now_s += self._every_s
+        return bytes([next(self._greeting)])
+
+
+def test_a_handshake_that_trickles_has_one_too(monkeypatch):
+    """Each byte comes in time, but not all of them: what is left of the time is less for each."""
+    trickle = Trickle(every_s=0.25)
+    monkeypatch.setattr("impl.client.link.time", trickle)
+    with pytest.raises(TimeoutError):
+        shake_hands(trickle, ClientHandshake(), Deadline(1.0))
+    assert trickle.limits_s == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_over_tcp_it_is_the_same():
