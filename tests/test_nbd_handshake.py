@@ -422,6 +422,20 @@ def test_a_client_of_a_newstyle_server_uses_export_name_and_swallows_the_zeroes(
     assert (client.phase, client.leftover) == (Phase.TRANSMISSION, b"rest")
 
 
+# UNSUP is none: there is another way to choose an export.
+REFUSALS = [
+    OptionReply.ERR_POLICY,
+    OptionReply.ERR_INVALID,
+    OptionReply.ERR_PLATFORM,
+    OptionReply.ERR_TLS_REQD,
+    OptionReply.ERR_UNKNOWN,
+    OptionReply.ERR_SHUTDOWN,
+    OptionReply.ERR_BLOCK_SIZE_REQD,
+    OptionReply.ERR_TOO_BIG,
+    OptionReply.ERR_EXT_HEADER_REQD,
+]
+
+
 @pytest.mark.parametrize(
     "number", [OptionReply.ERR_SHUTDOWN, OptionReply.ERR_TLS_REQD], ids=["shutdown", "tls required"]
 )
@@ -430,6 +444,17 @@ def test_a_client_takes_no_for_an_answer(number):
     client.receive(GREETING + reply(Option.STRUCTURED_REPLY, number))
     assert client.data_to_send().endswith(option(Option.ABORT))
     assert (client.phase, client.refusal) == (Phase.CLOSED, number)
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=[number.name for number in REFUSALS])
+def test_a_client_that_is_refused_its_export_keeps_the_reply_whichever_it_is(number):
+    client = ClientHandshake("disk", structured=False)
+    client.receive(GREETING)
+    client.data_to_send()
+    client.receive(reply(Option.GO, number, b"because"))
+    assert client.data_to_send() == option(Option.ABORT)
+    assert (client.phase, client.refusal) == (Phase.CLOSED, number)
+    assert f"with {number.name}: because" in (client.error or "")
 
 
 GO = (Option.GO, info_request("disk", (Info.EXPORT, Info.NAME, Info.DESCRIPTION, Info.BLOCK_SIZE)))

@@ -107,6 +107,25 @@ def rss_bytes():
         return int(file.read().split()[1]) * 4096
 
 
+# What clients are told that they may ask.
+
+FLAGS_OF_ALL = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH | TransmissionFlag.SEND_FUA
+FLAGS_OF_ALL |= TransmissionFlag.SEND_CACHE | TransmissionFlag.CAN_MULTI_CONN
+FLAGS_OF_WRITABLE = (
+    FLAGS_OF_ALL | TransmissionFlag.SEND_TRIM | TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FAST_ZERO
+)
+
+
+@pytest.mark.parametrize("how", [{}, {"export_name_only": True}, {"structured": False}], ids=str)
+def test_these_flags_are_advertised_and_no_other(how, huge, read_only):
+    """ROTATIONAL and SEND_RESIZE are not among them; DF there has to be something to fragment for."""
+    df = TransmissionFlag(0) if how else TransmissionFlag.SEND_DF
+    with open_client(huge, **how) as client:
+        assert client.flags == FLAGS_OF_WRITABLE | df
+    with open_client(read_only, **how) as client:
+        assert client.flags == FLAGS_OF_ALL | df | TransmissionFlag.READ_ONLY
+
+
 # Requests that are refused, or in order though strange.
 
 OK = 0
@@ -571,6 +590,32 @@ def test_a_client_of_whose_small_requests_too_many_wait_for_the_base_is_paused_a
         base.let()
         replies = sorted(client.reply(dict.fromkeys(cookies, 1)) for _ in cookies)
         assert replies == [(cookie, 0, b"\0") for cookie in cookies]
+
+
+def test_after_the_server_was_told_to_stop_requests_are_refused_and_those_in_flight_are_answered(short_path):
+    """Of the scripted base, even blocks are ready and odd ones are not."""
+    block = 4096
+    base = GatedBase(Setup(bytes(2 * block), block))
+    gate = base.gate = Gate()
+    with serving(base, short_path, block_size=block) as running:
+        with raw_client(running) as client:
+            gate.shut()
+            client.send(request(C.READ, 1, block, 512))
+            gate.wait_for_arrival()  # a session with nothing in flight would leave at once
+            running.server.stop()
+            # Its sessions hear of it soon, and until then they serve.
+            for cookie in range(2, 20_000):
+                client.send(request(C.FLUSH, cookie))
+                _, error, _ = reply = client.reply()
+                assert reply == (cookie, error, b"")
+                if error:
+                    break
+            assert error == E.ESHUTDOWN
+            gate.open()
+            assert client.reply({1: 512}) == (1, OK, bytes(512))
+            assert client.is_closed_by_the_server()
+        running.thread.join(ANSWER_S)
+        assert not running.thread.is_alive()
 
 
 # A client that sends faster than the server receives.
