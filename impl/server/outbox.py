@@ -1,7 +1,8 @@
 """What is still to be sent on one connection, in order.
 
-Any thread may add a reply, whole; one thread at a time sends, and never waits for the client: what the socket does
-not take stays here until it does. So a client that does not read costs its own session, and no worker.
+Any thread may add a reply, whole; one thread at a time sends. What the socket does not take at once (or, of a slice
+of a file, within twice the time that the socket itself is given to wait, SO_SNDTIMEO) stays here until it does. So a
+client that does not read costs its own session, and no worker.
 
 Shapes:  an Outgoing is bytes, or a FileSlice: bytes of the base that the kernel sends without our seeing them.
 Locks:   `_sending` is held by the one thread that uses the socket; `_changing` protects the queue and the count.
@@ -54,7 +55,7 @@ def zeroes(length: int) -> list[Outgoing]:
 
 
 class Outbox:
-    """The outgoing side of one non-blocking socket."""
+    """The outgoing side of one socket, which must wait for room for a short time only, or not at all."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
