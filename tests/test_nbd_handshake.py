@@ -29,8 +29,8 @@ PLAIN = ExportInfo("plain", 512, "", T.HAS_FLAGS | T.READ_ONLY, block_min=512)
 EXPORTS = {"disk": DISK, "plain": PLAIN}
 
 GREETING = bytes.fromhex("4e42444d41474943 49484156454f5054 0003")
-FIXED = bytes.fromhex("00000003")
-FIXED_WITH_ZEROES = bytes.fromhex("00000001")
+FIXED = bytes.fromhex("00000003")  # FIXED_NEWSTYLE | NO_ZEROES
+FIXED_WITH_ZEROES = bytes.fromhex("00000001")  # FIXED_NEWSTYLE
 
 option = wire.pack_option
 reply = wire.pack_option_reply

@@ -243,7 +243,7 @@ def descriptors(commands, asked):
     return list(struct.iter_unpack(">II", payload[4:]))
 
 
-STATUSES = [  # (claim, offset, length, flags, descriptors), over the same blocks as READS
+STATUSES = [  # (claim, offset, length, flags, descriptors), over the same blocks as READS; HOLE is 1, and ZERO 2
     ("data, written or not, is one extent", 0, 2 * BLOCK, 0, [(2 * BLOCK, 0)]),
     ("a trimmed block is a hole that reads as zeroes", 2 * BLOCK, BLOCK, 0, [(BLOCK, 3)]),
     ("equal neighbours are one extent", 0, 6 * BLOCK, 0, [(2 * BLOCK, 0), (2 * BLOCK, 3), (2 * BLOCK, 0)]),

@@ -1,8 +1,9 @@
-"""Every number of the NBD protocol, by the name the standard gives it.
+"""The numbers of the NBD protocol, by the names the standard gives them.
 
 Source:  NBD protocol, section "Values" and its subsections; magics from "Protocol phases".
 Units:   limits end in _BYTES or _COUNT.
-Omits:   numbers of the experimental extensions (extended headers, resize), which are unknown numbers here.
+Omits:   the messages of two extensions, extended headers and resize, which are unknown numbers here. What they add to
+         the standard's own messages has its name (EXTENDED_HEADERS, ERR_EXT_HEADER_REQD, PAYLOAD_LEN, SEND_RESIZE).
 """
 
 from __future__ import annotations
