@@ -128,6 +128,7 @@ class DemoBase:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Holes wherever a page of 4 KiB is not kept, for it would be all zero."""
         return coalesce(self._page_extents(offset, offset + length))
 
     def _page_extents(self, offset: int, end: int) -> Iterator[Extent]:

@@ -51,6 +51,7 @@ class FileBase:
         self.description: Final = f"{_printable(Path(name).name)}, {format_size(self.size)}"
 
     def pread(self, offset: int, length: int) -> bytes:
+        """The bytes of the file; EIO if it has become shorter than it was."""
         assert 0 <= offset < offset + length <= self.size, f"{offset}+{length} is not within {self.size} bytes"
         data = os.pread(self._fd, length, offset)
         if len(data) == length:
@@ -123,6 +124,7 @@ class FileBase:
         return min(hole, end) if hole > offset else end
 
     def prefetch(self, offset: int, length: int) -> None:
+        """Ask for the first 32 MiB of the range: what a hint can bring in without making its caller wait."""
         end = offset + min(length, _PREFETCH_MAX_BYTES)
         for start in range(offset, end, _PREFETCH_STEP_BYTES):
             os.posix_fadvise(self._fd, start, min(_PREFETCH_STEP_BYTES, end - start), os.POSIX_FADV_WILLNEED)
@@ -131,7 +133,10 @@ class FileBase:
         return self._fd
 
     def close(self) -> None:
-        # A number that was closed may be somebody else's descriptor by the second call.
+        """Give up the descriptor; a second call does nothing.
+
+        A number that was closed may be somebody else's descriptor by then.
+        """
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

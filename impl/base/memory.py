@@ -28,6 +28,7 @@ class MemoryBase:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """One hole, however large the disk is."""
         yield Extent(length, hole=True, zero=True)
 
     def prefetch(self, offset: int, length: int) -> None:
@@ -59,6 +60,7 @@ class BytesBase:
         return True
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """One run of data, though parts of it may be zero: nobody has looked."""
         yield Extent(length, hole=False, zero=False)
 
     def prefetch(self, offset: int, length: int) -> None:

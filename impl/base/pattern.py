@@ -80,6 +80,7 @@ class PatternBase:
         self._random = random.Random(seed)  # Its random() is one call into C: threads may share it.
 
     def pread(self, offset: int, length: int) -> bytes:
+        """The bytes, after one wait, however long the range is."""
         assert 0 <= offset < offset + length <= self.size, f"{offset}+{length} is not within {self.size} bytes"
         if self._latency_s or self._jitter_s:
             self._sleep(self._latency_s + self._jitter_s * self._random.random())
@@ -92,7 +93,7 @@ class PatternBase:
         yield Extent(length, hole=False, zero=False)
 
     def prefetch(self, offset: int, length: int) -> None:
-        pass
+        """Nothing: what is computed anew for each read cannot be brought closer."""
 
     def fileno(self) -> int | None:
         return None

@@ -44,6 +44,7 @@ class FloodHandler(logging.StreamHandler):  # type: ignore[type-arg]
         self._flood = Flood()
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, unless the filter keeps it back."""
         if self._flood.filter(record):
             super().emit(record)
 
