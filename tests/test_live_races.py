@@ -325,7 +325,7 @@ def test_the_page_about_the_races_tells_of_each(race):
 
 def test_the_installed_command_has_it_and_says_so():
     context = click.Context(impl.cli.cowproof)
-    assert impl.cli.cowproof.list_commands(context) == ["races", "serve"]
+    assert impl.cli.cowproof.list_commands(context) == ["explore", "races", "serve"]
     assert impl.cli.cowproof.get_command(context, "races") is races
     assert impl.cli.cowproof.get_command(context, "no-such-command") is None
 
