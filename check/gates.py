@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from check.subjects import FailingStore, ScriptedBase
 from impl.overlay.store import Buffer
-from impl.sync import Cell, Condition, Lock, ThreadingSync
+from impl.sync import Condition, Lock, ThreadingSync
 
 TIMEOUT_S = 20.0
 T = TypeVar("T")
@@ -25,28 +25,32 @@ class Stuck(AssertionError):
 
 
 class Gate:
-    """Stops the first thread that passes once it is shut."""
+    """Stops one thread: the first that passes once it is shut, or a later one."""
 
     def __init__(self) -> None:
-        self._shut = False
-        self._arrived = threading.Event()
+        self._still_to_pass: int | None = None
+        self.arrived = threading.Event()
         self._open = threading.Event()
 
-    def shut(self) -> None:
-        """Stop the next one."""
-        self._shut = True
+    def shut(self, after: int = 0) -> None:
+        """Stop the next one, once `after` others have passed."""
+        self._still_to_pass = after
 
     def pass_through(self) -> None:
         """Called by the thread that may have to stop."""
-        if self._shut:
-            self._shut = False
-            self._arrived.set()
-            if not self._open.wait(TIMEOUT_S):
-                raise Stuck("nobody opened the gate")
+        if self._still_to_pass is None:
+            return
+        if self._still_to_pass > 0:
+            self._still_to_pass -= 1
+            return
+        self._still_to_pass = None
+        self.arrived.set()
+        if not self._open.wait(TIMEOUT_S):
+            raise Stuck("nobody opened the gate")
 
     def wait_for_arrival(self) -> None:
         """Until a thread stands at the gate."""
-        if not self._arrived.wait(TIMEOUT_S):
+        if not self.arrived.wait(TIMEOUT_S):
             raise Stuck("nobody came to the gate")
 
     def open(self) -> None:
@@ -117,13 +121,13 @@ class Running(Generic[T]):
     """A call on a thread of its own; `ended` is set when it returns or raises."""
 
     def __init__(self, call: Callable[[], T], also_set: threading.Event | None = None) -> None:
-        self._result: Cell[T | None] = Cell(None)
+        self._results: list[T] = []
         self._error: BaseException | None = None
         self.ended = threading.Event()
 
         def run() -> None:
             try:
-                self._result.value = call()
+                self._results.append(call())
             except BaseException as error:
                 self._error = error
             finally:
@@ -140,4 +144,4 @@ class Running(Generic[T]):
             raise Stuck("a request waits for ever")
         if self._error is not None:
             raise self._error
-        return self._result.value  # type: ignore[return-value]
+        return self._results[0]
