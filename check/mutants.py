@@ -1,21 +1,182 @@
 """Overlays with one thing wrong each: what a check has to catch, or the thing was not needed, or the check is blind.
 
-Every lock, second look and ordering of `impl/overlay/overlay.py` has a mutant here that leaves it out.
+Every lock, second look and ordering of `impl/overlay/overlay.py` has a mutant here that leaves it out. Locks are left
+out one at a time: a method of the shipped overlay runs with range locks that are wrong in one way, while all its other
+methods hold theirs as shipped. A test counts the places where a lock is taken, so that a new one needs mutants too.
+
+Shapes:  LOCKS says where a range is taken; FAULTS what may be wrong with it; a Mutant names the scenario of
+         `check/races.py` or the claim of `check/device_suite.py` that must catch it.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 from check.races import RangesClass
 from check.subjects import OverlayClass
+from impl.overlay.blocks import split
 from impl.overlay.overlay import FromBase, Overlay, Segment, Zeroes
-from impl.overlay.rangelock import RangeLock
+from impl.overlay.rangelock import Held, RangeLock, Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, runs
 from impl.overlay.store import Buffer
-from impl.sync import Sync
+
+# Range locks with a fault, over range locks without.
+
+
+class _Passing:
+    """Hands every call on."""
+
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+
+    def shared(self, first: int, last: int) -> Held:
+        """As the original."""
+        return self._ranges.shared(first, last)
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """As the original."""
+        return self._ranges.exclusive(first, last)
+
+    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
+        """As the original."""
+        return self._ranges.is_free(first, last, exclusive)
+
+
+class NoLock(_Passing):
+    """Holds nothing."""
+
+    def shared(self, first: int, last: int) -> Held:
+        """At once."""
+        return nullcontext()
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """At once."""
+        return nullcontext()
+
+
+class ReadersDoNotLock(_Passing):
+    """Only those that change exclude each other."""
+
+    def shared(self, first: int, last: int) -> Held:
+        """At once."""
+        return nullcontext()
+
+
+class Shared(_Passing):
+    """Holds to change as others hold to look."""
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """With others."""
+        return self._ranges.shared(first, last)
+
+
+class Exclusive(_Passing):
+    """Holds to look as others hold to change."""
+
+    def shared(self, first: int, last: int) -> Held:
+        """Alone."""
+        return self._ranges.exclusive(first, last)
+
+
+class FirstBlockOnly(_Passing):
+    """Holds the first block of a request."""
+
+    def shared(self, first: int, last: int) -> Held:
+        """The first."""
+        return self._ranges.shared(first, first)
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """The first."""
+        return self._ranges.exclusive(first, first)
+
+
+class LastBlockOnly(_Passing):
+    """Holds the last block of a request."""
+
+    def shared(self, first: int, last: int) -> Held:
+        """The last."""
+        return self._ranges.shared(last, last)
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """The last."""
+        return self._ranges.exclusive(last, last)
+
+
+class WholeDevice(_Passing):
+    """Holds the whole device for every request, as nbdkit's first version did."""
+
+    LAST = 1 << 62
+
+    def shared(self, first: int, last: int) -> Held:
+        """All there is."""
+        return self._ranges.shared(0, self.LAST)
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """All there is."""
+        return self._ranges.exclusive(0, self.LAST)
+
+
+Fault = Callable[[Ranges], Ranges]
+
+
+def everywhere(fault: Fault) -> RangesClass:
+    """Range locks that have the fault for all requests."""
+    return lambda sync: fault(RangeLock(sync))
+
+
+def _always(overlay: Overlay, *arguments: object, **named: object) -> bool:
+    return True
+
+
+def _covers_whole_blocks(overlay: Overlay, offset: int, data: Buffer) -> bool:
+    return not split(offset, len(data), overlay.block_size, overlay.size).partial()
+
+
+def _covers_parts(overlay: Overlay, offset: int, data: Buffer) -> bool:
+    return not _covers_whole_blocks(overlay, offset, data)
+
+
+@dataclass(frozen=True)
+class LockedPlace:
+    """A place in the overlay where a range is taken: a method, and which of its calls, if it has two such places."""
+
+    method: str
+    when: Callable[..., bool] = _always
+
+    def with_fault(self, fault: Fault) -> type[Overlay]:
+        """The overlay whose lock is faulty in this place, and in no other."""
+        when, shipped = self.when, getattr(Overlay, self.method)
+
+        class Faulty(Overlay):
+            """The shipped method, run on the same device with other range locks."""
+
+            __slots__ = ()
+
+        def faulty(overlay: Overlay, *arguments: object, **named: object) -> object:
+            if when(overlay, *arguments, **named):
+                overlay = replace(overlay, ranges=fault(overlay.ranges))
+            return shipped(overlay, *arguments, **named)
+
+        setattr(Faulty, self.method, faulty)
+        return Faulty
+
+
+# Every place where the overlay takes a range.
+LOCKS = {
+    "look": LockedPlace("look"),
+    "keep": LockedPlace("_keep"),
+    "write whole": LockedPlace("write", _covers_whole_blocks),
+    "write parts": LockedPlace("write", _covers_parts),
+    "zero": LockedPlace("zero"),
+    "extents": LockedPlace("extents"),
+    "cache": LockedPlace("cache"),
+}
+
+
+# The second look, and what happens on which side of the lock.
 
 
 class NoSecondLookAtWrites(Overlay):
@@ -29,8 +190,19 @@ class NoSecondLookAtWrites(Overlay):
         return super()._kept_part(block, fetched, from_, to)
 
 
+class SecondLookMissesTrims(Overlay):
+    """Takes it that a block which was NOT_ALLOCATED before the lock can have been written since, and not trimmed."""
+
+    __slots__ = ()
+
+    def _kept_part(self, block: int, fetched: dict[int, bytes], from_: int, to: int | None) -> Buffer:
+        if block in fetched and self.states.get(block, block + 1)[0] == TRIMMED:
+            return memoryview(fetched[block])[from_:to]
+        return super()._kept_part(block, fetched, from_, to)
+
+
 class NoSecondLookAtZeroes(Overlay):
-    """The same for zeroes and trims."""
+    """Merges zeroes with the base whenever the block was NOT_ALLOCATED before the lock."""
 
     __slots__ = ()
 
@@ -73,6 +245,79 @@ class CopiesOutAfterTheLock(Overlay):
             else:
                 segments.append(Zeroes(run_length) if run.state == TRIMMED else FromBase(start, run_length))
         return segments
+
+
+class DecidesFastBeforeTheLock(Overlay):
+    """Refuses a fast zero or does not, and then takes the range."""
+
+    __slots__ = ()
+
+    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+        """As the original, but for when it decides."""
+        if fast and not self._is_fast(split(offset, length, self.block_size, self.size).partial(), no_hole):
+            raise OSError(errno.ENOTSUP, "zeroing this range means writing data")
+        super().zero(offset, length, no_hole)
+
+
+class _Holding(Overlay):
+    """Holds its range from the beginning of a request to its end, while the base is read too."""
+
+    __slots__ = ()
+
+    def _unlocked(self) -> Overlay:
+        """The same device, shipped, for one who holds the range already."""
+        parts = (self.base, self.store, self.states, NoLock(self.ranges), self.block_size)
+        return Overlay(*parts, self.cache_mode, self.copy_on_read)
+
+    def _blocks(self, offset: int, length: int) -> tuple[int, int]:
+        return offset // self.block_size, (offset + length - 1) // self.block_size
+
+
+class ReadsTheBaseUnderTheLock(_Holding):
+    """In a read."""
+
+    __slots__ = ()
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Fetches before it lets go."""
+        with self.ranges.shared(*self._blocks(offset, length)):
+            return self._unlocked().pread(offset, length)
+
+
+class MergesWithTheBaseUnderTheLock(_Holding):
+    """In a write."""
+
+    __slots__ = ()
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Holds before it fetches."""
+        with self.ranges.exclusive(*self._blocks(offset, len(data))):
+            self._unlocked().write(offset, data)
+
+
+class ZeroesFetchUnderTheLock(_Holding):
+    """In a zero or a trim."""
+
+    __slots__ = ()
+
+    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+        """Holds before it fetches."""
+        with self.ranges.exclusive(*self._blocks(offset, length)):
+            self._unlocked().zero(offset, length, no_hole, fast)
+
+
+class CachesUnderTheLock(_Holding):
+    """In a request to cache."""
+
+    __slots__ = ()
+
+    def cache(self, offset: int, length: int) -> None:
+        """Holds before it fetches."""
+        with self.ranges.shared(*self._blocks(offset, length)):
+            self._unlocked().cache(offset, length)
+
+
+# What is wrong without any company.
 
 
 class StatesBeforeData(Overlay):
@@ -121,66 +366,9 @@ class LastBlockNeverWhole(Overlay):
             self._provide_zeroes(block, block + 1)
 
 
-class _Nothing:
-    """Holds no range."""
-
-    def __init__(self, sync: Sync) -> None:
-        """Nothing to set up."""
-
-    def __enter__(self) -> object:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to give back."""
-
-    def shared(self, first: int, last: int) -> _Nothing:
-        """At once."""
-        return self
-
-    def exclusive(self, first: int, last: int) -> _Nothing:
-        """At once."""
-        return self
-
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """Always."""
-        return True
-
-
-class ReadersDoNotLock(RangeLock):
-    """Only writers exclude each other."""
-
-    def shared(self, first: int, last: int) -> _Nothing:  # type: ignore[override]
-        """At once."""
-        return _Nothing(self._sync)
-
-
-class WritersShare(RangeLock):
-    """Writers hold the range as readers do."""
-
-    def exclusive(self, first: int, last: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """As a reader."""
-        return self.shared(first, last)
-
-
-class OneBlockOfTheRange(RangeLock):
-    """Locks the first block of a request only."""
-
-    def _acquire(self, first: int, last: int, exclusive: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        return super()._acquire(first, first, exclusive)
-
-
-class OneLockForAll(RangeLock):
-    """Locks the whole device for every request, as nbdkit's first version did."""
-
-    def _acquire(self, first: int, last: int, exclusive: bool):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        return super()._acquire(0, 1 << 62, exclusive)
-
-
 @dataclass(frozen=True)
 class Mutant:
-    """What is wrong, and which kind of check has to see it: `races` or `suite`."""
+    """What is wrong, and the scenario or claim, by name, that has to see it."""
 
     name: str
     caught_by: str
@@ -188,26 +376,65 @@ class Mutant:
     ranges: RangesClass = RangeLock
 
 
-def _mutant(
-    caught_by: str, overlay: type[Overlay] | None = None, ranges: Callable[..., object] | None = None
-) -> Mutant:
-    subject = overlay or ranges
-    assert subject is not None
-    return Mutant(subject.__name__.strip("_"), caught_by, overlay or Overlay, ranges or RangeLock)  # type: ignore[arg-type]
+def _overlay(overlay: type[Overlay], caught_by: str) -> Mutant:
+    return Mutant(overlay.__name__, caught_by, overlay=overlay)
+
+
+def _one_lock(place: str, fault: type[_Passing], caught_by: str) -> Mutant:
+    return Mutant(f"{place}: {fault.__name__}", caught_by, overlay=LOCKS[place].with_fault(fault))
+
+
+def _all_locks(fault: type[_Passing], caught_by: str) -> Mutant:
+    return Mutant(f"all: {fault.__name__}", caught_by, ranges=everywhere(fault))
 
 
 MUTANTS = [
-    _mutant("races", NoSecondLookAtWrites),
-    _mutant("races", NoSecondLookAtZeroes),
-    _mutant("races", NoSecondLookAtCopies),
-    _mutant("races", CopiesOutAfterTheLock),
-    _mutant("races", ranges=_Nothing),
-    _mutant("races", ranges=ReadersDoNotLock),
-    _mutant("races", ranges=WritersShare),
-    _mutant("races", ranges=OneBlockOfTheRange),
-    _mutant("races", ranges=OneLockForAll),
-    _mutant("suite", LongLastBlock),
-    _mutant("suite", LastBlockNeverWhole),
-    _mutant("suite", StatesBeforeData),
-    _mutant("suite", NoZeroFill),
+    _all_locks(NoLock, "two_writes_of_the_same_blocks"),
+    _all_locks(ReadersDoNotLock, "a_write_beside_a_read_of_two_blocks"),
+    _all_locks(Shared, "two_writes_of_the_same_blocks"),
+    _all_locks(Exclusive, "two_looks_at_one_block_side_by_side"),
+    _all_locks(FirstBlockOnly, "a_read_of_the_middle_of_a_write"),
+    _all_locks(WholeDevice, "requests_that_do_not_overlap"),
+    _one_lock("look", NoLock, "a_write_beside_a_read_of_two_blocks"),
+    _one_lock("look", FirstBlockOnly, "a_read_of_more_than_a_write_changes"),
+    _one_lock("look", LastBlockOnly, "a_read_of_more_than_a_write_changes"),
+    _one_lock("look", Exclusive, "two_looks_at_one_block_side_by_side"),
+    _one_lock("keep", NoLock, "a_write_beside_a_copy_half_kept"),
+    _one_lock("keep", FirstBlockOnly, "a_write_to_the_middle_of_a_copy_half_kept"),
+    _one_lock("keep", LastBlockOnly, "a_write_to_the_middle_of_a_copy_half_kept"),
+    _one_lock("keep", Exclusive, "two_copies_of_one_block_side_by_side"),
+    _one_lock("write whole", NoLock, "a_read_beside_a_write_of_two_blocks"),
+    _one_lock("write whole", Shared, "a_read_beside_a_write_of_two_blocks"),
+    _one_lock("write whole", FirstBlockOnly, "a_read_of_the_middle_of_a_write"),
+    _one_lock("write whole", LastBlockOnly, "a_read_of_the_middle_of_a_write"),
+    _one_lock("write parts", NoLock, "a_read_beside_a_write_of_two_blocks_and_parts"),
+    _one_lock("write parts", Shared, "a_read_beside_a_write_of_two_blocks_and_parts"),
+    _one_lock("write parts", FirstBlockOnly, "a_read_of_the_middle_of_a_write_with_parts"),
+    _one_lock("write parts", LastBlockOnly, "a_read_of_the_middle_of_a_write_with_parts"),
+    _one_lock("zero", NoLock, "a_trim_beside_a_write"),
+    _one_lock("zero", Shared, "a_read_beside_a_zero_of_two_blocks"),
+    _one_lock("zero", FirstBlockOnly, "a_read_of_the_middle_of_a_zero"),
+    _one_lock("zero", LastBlockOnly, "a_read_of_the_middle_of_a_zero"),
+    _one_lock("extents", NoLock, "extents_beside_a_zero_of_two_parts"),
+    _one_lock("extents", FirstBlockOnly, "extents_beside_a_zero_of_two_parts"),
+    _one_lock("extents", LastBlockOnly, "extents_beside_a_zero_of_two_parts"),
+    _one_lock("extents", Exclusive, "two_looks_at_one_block_side_by_side"),
+    _one_lock("cache", NoLock, "a_cache_of_more_than_a_write_changes"),
+    _one_lock("cache", FirstBlockOnly, "a_cache_of_more_than_a_write_changes"),
+    _one_lock("cache", LastBlockOnly, "a_cache_of_more_than_a_write_changes"),
+    _one_lock("cache", Exclusive, "two_looks_at_one_block_side_by_side"),
+    _overlay(NoSecondLookAtWrites, "a_write_of_part_beside_a_write_of_the_whole"),
+    _overlay(SecondLookMissesTrims, "a_write_of_part_beside_a_trim"),
+    _overlay(NoSecondLookAtZeroes, "a_trim_of_part_beside_another_write_of_part"),
+    _overlay(NoSecondLookAtCopies, "copy_on_read_beside_a_write"),
+    _overlay(CopiesOutAfterTheLock, "a_write_beside_a_read_of_two_blocks"),
+    _overlay(DecidesFastBeforeTheLock, "a_fast_zero_of_part_beside_a_write_of_that_part"),
+    _overlay(ReadsTheBaseUnderTheLock, "a_write_beside_a_read_that_waits_for_the_base"),
+    _overlay(MergesWithTheBaseUnderTheLock, "a_write_of_part_beside_a_write_of_the_whole"),
+    _overlay(ZeroesFetchUnderTheLock, "a_zero_of_part_beside_a_write_of_the_whole"),
+    _overlay(CachesUnderTheLock, "copy_on_cache_beside_a_write"),
+    _overlay(LongLastBlock, "a_write_to_part_of_the_last_short_block_keeps_its_other_part"),
+    _overlay(LastBlockNeverWhole, "the_last_short_block_is_a_block_like_any_other"),
+    _overlay(StatesBeforeData, "a_full_store_fails_what_needs_space_and_nothing_else"),
+    _overlay(NoZeroFill, "a_block_that_was_trimmed_keeps_nothing_of_what_it_held"),
 ]

@@ -296,7 +296,11 @@ class Overlay:
     # Looking ahead, and at what is there
 
     def cache(self, offset: int, length: int) -> None:
-        """Bring the range closer, as the cache mode says; what it reads as does not change."""
+        """Bring the range closer, as the cache mode says; what it reads as does not change.
+
+        The lock is there for what it saves: a block that is being written just now is not fetched in vain. Bytes do
+        not depend on it, for a state that is out of date costs a read of the base, and `_keep` looks again.
+        """
         end = offset + length
         first = offset // self.block_size
         last = (end - 1) // self.block_size
