@@ -1,9 +1,12 @@
 """What is true of any device, said once: the same claims for the model, the overlay and the server.
 
-    check_device(make)      # make: Setup -> Subject
+    for claim in CLAIMS:
+        if claim.concerns(OverlaySubject):
+            claim(OverlaySubject)
 
-Each claim is a function of `make` that asks requests and raises AssertionError. They are small and by hand, for a
-reader; the breadth comes from `check/stateful.py`.
+Each claim asks requests of devices that it makes, and raises AssertionError. They are small and by hand, for a
+reader; the breadth comes from `check/stateful.py`. A claim that needs a store to break, or a subject that judges
+requests by itself, says so, and is not asked of others: a claim that returned early would seem to hold.
 
 Source:  the table of requests and states in `model/block.py`; NBD protocol, "Request types".
 Units:   bytes; BLOCK is the block size of every device here.
@@ -13,6 +16,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, overload
 
 from check.subjects import Setup, Subject
 from model.block import CacheMode, State
@@ -34,21 +39,46 @@ from model.extents import Extent
 
 BLOCK = 4096
 Make = Callable[[Setup], Subject]
-Claim = Callable[[Make], None]
+Check = Callable[[Make], None]
+Need = Literal["nothing", "store", "validation"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and what a subject has to have for it to say anything."""
+
+    name: str
+    check: Check
+    needs: Need
+
+    def __call__(self, make: Make) -> None:
+        """Raise AssertionError if it does not hold."""
+        self.check(make)
+
+    def concerns(self, subject: type[Subject]) -> bool:
+        """Whether the claim can be asked of such subjects."""
+        return {"nothing": True, "store": subject.has_store, "validation": subject.validates}[self.needs]
+
 
 CLAIMS: list[Claim] = []
 
 
-def claim(function: Claim) -> Claim:
+@overload
+def claim(check: Check) -> Check: ...
+
+
+@overload
+def claim(*, needs: Need) -> Callable[[Check], Check]: ...
+
+
+def claim(check: Check | None = None, *, needs: Need = "nothing") -> Check | Callable[[Check], Check]:
     """Register a claim."""
-    CLAIMS.append(function)
-    return function
 
+    def register(check: Check) -> Check:
+        CLAIMS.append(Claim(check.__name__, check, needs))
+        return check
 
-def check_device(make: Make) -> None:
-    """Every claim, one after the other."""
-    for each in CLAIMS:
-        each(make)
+    return register if check is None else register(check)
 
 
 def base_bytes(size: int) -> bytes:
@@ -102,8 +132,17 @@ class _Asked:
         assert found == expected, found
 
 
-def _device(make: Make, size: int = 4 * BLOCK, **parts: object) -> _Asked:
-    return _Asked(make, Setup(base_bytes(size), BLOCK, **parts))  # type: ignore[arg-type]
+def _device(
+    make: Make,
+    size: int = 4 * BLOCK,
+    *,
+    bad: frozenset[int] = frozenset(),
+    copy_on_read: bool = False,
+    cache_mode: CacheMode = CacheMode.IGNORE,
+    read_only: bool = False,
+    base_extents: tuple[Extent, ...] | None = None,
+) -> _Asked:
+    return _Asked(make, Setup(base_bytes(size), BLOCK, bad, copy_on_read, cache_mode, read_only, base_extents))
 
 
 N, A, T = State.NOT_ALLOCATED, State.ALLOCATED, State.TRIMMED
@@ -240,12 +279,10 @@ def a_block_that_was_trimmed_keeps_nothing_of_what_it_held(make: Make) -> None:
         device.reads(0, bytes(10) + b"new" + bytes(2 * BLOCK - 13))
 
 
-@claim
+@claim(needs="store")
 def a_full_store_fails_what_needs_space_and_nothing_else(make: Make) -> None:
     """The failed write is not seen, not even in part; what was acknowledged stays, and can be written over."""
     with _device(make) as device:
-        if not device.subject.has_store:
-            return
         device.done(Write(0, b"\xaa" * BLOCK))
         device.subject.break_store(BLOCK + 512)
         for request in (Write(BLOCK, b"x" * 3 * BLOCK), Write(BLOCK + 5, b"y" * (2 * BLOCK))):
@@ -259,12 +296,10 @@ def a_full_store_fails_what_needs_space_and_nothing_else(make: Make) -> None:
         device.reads(BLOCK, b"x" * BLOCK)
 
 
-@claim
+@claim(needs="store")
 def copy_on_read_succeeds_though_its_copy_cannot_be_kept(make: Make) -> None:
     """The client asked for bytes, and they are there."""
     with _device(make, copy_on_read=True) as device:
-        if not device.subject.has_store:
-            return
         device.subject.break_store(0)
         device.reads(0, device.base)
         device.states(N, N, N, N)
@@ -307,34 +342,29 @@ def a_base_that_cannot_be_read_fails_only_what_needs_it(make: Make) -> None:
         device.reads(0, device.base[:BLOCK] + b"\xee" * BLOCK + device.base[2 * BLOCK :])
 
 
-@claim
-def a_read_only_device_refuses_to_change(make: Make) -> None:
-    """EPERM, the protocol's word; where the subject is one that judges requests at all."""
+@claim(needs="validation")
+def a_read_only_device_can_be_read_and_refuses_to_change(make: Make) -> None:
+    """EPERM, the protocol's word."""
     with _device(make, read_only=True) as device:
-        if device.subject.validates:
-            for request in (Write(0, b"x"), Zero(0, 10), Trim(0, 10)):
-                device.fails(request, errno.EPERM)
+        for request in (Write(0, b"x"), Zero(0, 10), Trim(0, 10)):
+            device.fails(request, errno.EPERM)
         device.reads(0, device.base)
 
 
-@claim
+@claim(needs="validation")
 def what_is_beyond_the_end_is_refused(make: Make) -> None:
     """ENOSPC for what would write there, EINVAL for the rest; not one byte of it is done."""
     with _device(make, BLOCK + 1) as device:
-        if not device.subject.validates:
-            return
         for request in (Write(BLOCK, b"xy"), Zero(0, BLOCK + 2), Zero(BLOCK + 1, 1, fast=True)):
             device.fails(request, errno.ENOSPC)
         for other in (Read(BLOCK, 2), Trim(BLOCK, 2), Cache(0, BLOCK + 2), Status(BLOCK, 2), Status(0, 0)):
             device.fails(other, errno.EINVAL)
 
 
-@claim
+@claim(needs="validation")
 def a_request_of_no_bytes_does_nothing(make: Make) -> None:
     """And succeeds, even at the very end."""
     with _device(make) as device:
-        if not device.subject.validates:
-            return
         for offset in (0, 5, 4 * BLOCK):
             for request in (Write(offset, b""), Zero(offset, 0), Trim(offset, 0), Cache(offset, 0)):
                 device.done(request)

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from check.serving import Serving, serve_export
 from impl.base.interface import CacheMode as BaseCacheMode
@@ -61,13 +61,8 @@ class Setup:
 class Subject(Protocol):
     """A device under test."""
 
-    @property
-    def validates(self) -> bool:
-        """Whether it refuses by itself what is outside the device, empty, or not permitted."""
-
-    @property
-    def has_store(self) -> bool:
-        """Whether there is a store to break."""
+    validates: ClassVar[bool]  # Whether it refuses by itself what is outside the device, empty, or not permitted.
+    has_store: ClassVar[bool]  # Whether there is a store to break.
 
     def ask(self, request: model.Request) -> model.Reply: ...
 
@@ -229,8 +224,8 @@ def assemble(setup: Setup, overlay_class: OverlayClass = Overlay) -> Assembly:
 class ModelSubject:
     """The model itself: the suite has to be true of it before it is asked of anything else."""
 
-    validates = True
-    has_store = False
+    validates: ClassVar[bool] = True
+    has_store: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         self._device = setup.device()
@@ -256,8 +251,8 @@ class ModelSubject:
 class OverlaySubject:
     """The overlay, called directly."""
 
-    validates = False
-    has_store = True
+    validates: ClassVar[bool] = False
+    has_store: ClassVar[bool] = True
 
     def __init__(self, setup: Setup, overlay_class: OverlayClass = Overlay) -> None:
         self.parts = assemble(setup, overlay_class)
@@ -298,8 +293,8 @@ class OverlaySubject:
 class ServerSubject:
     """The overlay behind the server, asked in turn through several connections of our own client."""
 
-    validates = True
-    has_store = True
+    validates: ClassVar[bool] = True
+    has_store: ClassVar[bool] = True
 
     def __init__(self, setup: Setup, connections: int = 2, overlay_class: OverlayClass = Overlay) -> None:
         self.parts = assemble(setup, overlay_class)

@@ -20,7 +20,7 @@ from impl.overlay.overlay import Overlay
 from impl.overlay.rangelock import RangeLock
 
 SCENARIO = {each.__name__: each for each in SCENARIOS}
-CLAIM = {each.__name__: each for each in CLAIMS}
+CLAIM = {claim.name: claim for claim in CLAIMS}
 PROMISES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 # A row of the table of mutants: the name of a check, and those of the mutants it catches.
 ROW = re.compile(r"^\| `(\w+)` \| (`.+`) \|$", re.MULTILINE)
