@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, overload
 
-from check.subjects import Setup, Subject
+from check.subjects import Damage, Operation, Setup, Subject
 from model.block import CacheMode, State
 from model.device import (
     Cache,
@@ -100,7 +100,11 @@ class _Asked:
         self.subject.close()
 
     def ask(self, request: Request) -> Reply:
-        return self.subject.ask(request)
+        """The reply of a request that must not fail."""
+        try:
+            return self.subject.ask(request)
+        except OSError as error:
+            raise AssertionError(f"{type(request)} failed: {error}") from error
 
     def done(self, request: Request) -> None:
         assert self.ask(request) == Done(), request
@@ -115,17 +119,18 @@ class _Asked:
         assert isinstance(reply, Data), reply
         return reply.data
 
-    def fails(self, request: Request, expected: int) -> None:
-        before = self.contents() if expected != errno.EIO else b""
+    def fails(self, request: Request, expected: int, *, readable: bool = True) -> None:
+        """Assert the errno, and that nothing has changed, as far as all of the device can be read."""
+        readable = readable and expected != errno.EIO
+        before = self.contents() if readable else b""
         try:
-            self.ask(request)
+            self.subject.ask(request)
         except OSError as error:
             assert error.errno == expected, f"{type(request)} failed with {error.errno}, expected {expected}"
         else:
             raise AssertionError(f"{type(request)} succeeded, expected errno {expected}")
-        if expected != errno.EIO:
-            changed = self.contents() != before
-            assert not changed, f"{type(request)} failed and changed something"
+        changed = readable and self.contents() != before
+        assert not changed, f"{type(request)} failed and changed something"
 
     def states(self, *expected: State) -> None:
         found = tuple(self.subject.state_of(block) for block in range(len(expected)))
@@ -281,12 +286,13 @@ def a_block_that_was_trimmed_keeps_nothing_of_what_it_held(make: Make) -> None:
 
 @claim(needs="store")
 def a_full_store_fails_what_needs_space_and_nothing_else(make: Make) -> None:
-    """The failed write is not seen, not even in part; what was acknowledged stays, and can be written over."""
+    """What failed is not seen, not even in part; what was acknowledged stays, and can be written over."""
     with _device(make) as device:
         device.done(Write(0, b"\xaa" * BLOCK))
         device.subject.break_store(BLOCK + 512)
         for request in (Write(BLOCK, b"x" * 3 * BLOCK), Write(BLOCK + 5, b"y" * (2 * BLOCK))):
             device.fails(request, errno.ENOSPC)
+        device.fails(Zero(BLOCK, 2 * BLOCK, no_hole=True), errno.ENOSPC)
         device.states(A, N, N, N)
         device.done(Write(100, b"again"))
         device.done(Trim(3 * BLOCK, BLOCK))
@@ -297,12 +303,158 @@ def a_full_store_fails_what_needs_space_and_nothing_else(make: Make) -> None:
 
 
 @claim(needs="store")
+def a_full_store_gives_back_what_a_failed_request_left_in_it(make: Make) -> None:
+    """There is as much room after it as before: for a request that needs all of it."""
+    for request in (Write(0, b"x" * 3 * BLOCK), Zero(0, 3 * BLOCK, no_hole=True)):
+        with _device(make) as device:
+            device.subject.break_store(2 * BLOCK)
+            device.fails(request, errno.ENOSPC)
+            device.done(Write(2 * BLOCK, b"y" * 2 * BLOCK))
+            device.reads(0, device.base[: 2 * BLOCK] + b"y" * 2 * BLOCK)
+
+
+@claim(needs="store")
+def a_full_store_keeps_the_space_of_what_was_acknowledged(make: Make) -> None:
+    """A failed request over blocks that hold something takes none of it away, though it may have happened to them."""
+    for request in (Write(0, b"x" * 3 * BLOCK), Zero(0, 3 * BLOCK, no_hole=True)):
+        with _device(make) as device:
+            device.done(Write(0, b"\xaa" * BLOCK))
+            device.subject.break_store(BLOCK)
+            try:
+                device.subject.ask(request)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC, error
+            happened = request.data[:BLOCK] if isinstance(request, Write) else bytes(BLOCK)
+            found = device.contents()
+            assert found[:BLOCK] in (b"\xaa" * BLOCK, happened), "what was acknowledged is lost"
+            assert found[BLOCK:] == device.base[BLOCK:], "a failed request is seen in blocks that held nothing"
+            device.states(A, N, N, N)
+
+
+@claim(needs="store")
+def a_trim_makes_room_in_a_full_store(make: Make) -> None:
+    """As much as the blocks that it covers had."""
+    with _device(make) as device:
+        device.done(Write(0, b"\xaa" * 2 * BLOCK))
+        device.subject.break_store(0)
+        device.fails(Write(2 * BLOCK, b"x" * BLOCK), errno.ENOSPC)
+        device.done(Trim(0, BLOCK))
+        device.done(Write(2 * BLOCK, b"x" * BLOCK))
+        device.reads(0, bytes(BLOCK) + b"\xaa" * BLOCK + b"x" * BLOCK + device.base[3 * BLOCK :])
+
+
+@claim(needs="store")
+def an_overlay_that_cannot_be_written_changes_no_block_that_held_nothing(make: Make) -> None:
+    """However far the request got before its disk gave up; the client is told EIO."""
+    requests = (
+        Write(BLOCK, b"x" * 2 * BLOCK),
+        Write(5, b"y" * 2 * BLOCK),
+        Write(BLOCK + 5, b"z"),
+        Zero(BLOCK, 2 * BLOCK, no_hole=True),
+        Zero(BLOCK + 5, 10),
+        Zero(5, 10, no_hole=True),
+    )
+    for request in requests:
+        for after_bytes in (0, 1000):
+            with _device(make) as device:
+                device.done(Trim(0, BLOCK))
+                device.subject.damage_store(Damage(frozenset((Operation.WRITE, Operation.ZERO)), after_bytes))
+                device.fails(request, errno.EIO)
+                device.states(T, N, N, N)
+                device.reads(0, bytes(BLOCK) + device.base[BLOCK:])
+                device.subject.damage_store(None)
+                device.done(request)
+
+
+@claim(needs="store")
+def an_overlay_that_breaks_may_leave_a_part_of_either_in_a_block_that_held_something(make: Make) -> None:
+    """The one exception to the rule for failures, and it ends with the blocks that the request touched."""
+    old = b"\xaa" * 3 * BLOCK
+    requests = (
+        Write(BLOCK, b"x" * BLOCK),
+        Write(BLOCK + 5, b"y" * 2000),
+        Zero(BLOCK, BLOCK, no_hole=True),
+        Zero(BLOCK + 5, 2000),
+    )
+    for request in requests:
+        for after_bytes in (0, 1, 1000):
+            with _device(make) as device:
+                device.done(Write(0, old))
+                device.subject.damage_store(Damage(frozenset((Operation.WRITE, Operation.ZERO)), after_bytes))
+                device.fails(request, errno.EIO)
+                device.subject.damage_store(None)
+                device.states(A, A, A, N)
+                new = request.data if isinstance(request, Write) else bytes(request.length)
+                start, end = request.offset, request.offset + request.length
+                found = device.contents()
+                assert found[:start] + found[end:] == old[:start] + old[end:] + device.base[3 * BLOCK :], "harm outside"
+                either = all(byte in (was, would) for byte, was, would in zip(found[start:end], old, new, strict=False))
+                assert either, "a byte is neither the old one nor the new one"
+                device.done(request)
+                device.reads(start, new)
+
+
+@claim(needs="store")
+def an_overlay_that_cannot_be_read_fails_what_reads_it_and_nothing_else(make: Make) -> None:
+    """With EIO; the bytes are there again when it can."""
+    for copy_on_read in (False, True):
+        with _device(make, copy_on_read=copy_on_read) as device:
+            device.done(Write(BLOCK, b"\xaa" * BLOCK))
+            device.done(Trim(2 * BLOCK, BLOCK))
+            device.subject.damage_store(Damage(frozenset((Operation.READ,))))
+            device.fails(Read(BLOCK, 1), errno.EIO)
+            device.fails(Read(0, 4 * BLOCK), errno.EIO)
+            device.states(N, A, T, N)
+            device.reads(2 * BLOCK, bytes(BLOCK) + device.base[3 * BLOCK :])
+            device.done(Write(BLOCK + 1, b"new"))
+            device.subject.damage_store(None)
+            device.reads(BLOCK, b"\xaanew" + b"\xaa" * (BLOCK - 4))
+
+
+@claim(needs="store")
+def a_trim_is_done_though_its_space_cannot_be_given_back(make: Make) -> None:
+    """No state names what is left there; a write to a part finds zeroes around it."""
+    for after_bytes in (0, 1000):
+        with _device(make) as device:
+            device.done(Write(0, b"\xaa" * 2 * BLOCK))
+            device.subject.damage_store(Damage(frozenset((Operation.PUNCH,)), after_bytes))
+            device.done(Trim(0, BLOCK))
+            device.done(Zero(BLOCK, BLOCK))
+            device.states(T, T, N, N)
+            device.done(Write(10, b"new"))
+            device.reads(0, bytes(10) + b"new" + bytes(2 * BLOCK - 13))
+
+
+@claim(needs="store")
+def a_request_that_fails_says_why_though_its_space_cannot_be_given_back(make: Make) -> None:
+    """The disk is full, and broken on top of it."""
+    for request in (Write(0, b"x" * 3 * BLOCK), Zero(0, 3 * BLOCK, no_hole=True)):
+        with _device(make) as device:
+            device.subject.break_store(2 * BLOCK)
+            device.subject.damage_store(Damage(frozenset((Operation.PUNCH,))))
+            device.fails(request, errno.ENOSPC)
+            device.states(N, N, N, N)
+
+
+@claim(needs="store")
 def copy_on_read_succeeds_though_its_copy_cannot_be_kept(make: Make) -> None:
-    """The client asked for bytes, and they are there."""
+    """The client asked for bytes, and they are there: whether the store is full, or broken."""
     with _device(make, copy_on_read=True) as device:
         device.subject.break_store(0)
         device.reads(0, device.base)
+        device.subject.break_store(None)
+        device.subject.damage_store(Damage(frozenset((Operation.WRITE,)), 1000))
+        device.reads(0, device.base)
         device.states(N, N, N, N)
+
+
+@claim
+def copy_on_read_copies_nothing_when_a_part_cannot_be_read(make: Make) -> None:
+    """A read that fails has changed nothing: not before the part that failed, nor after it."""
+    with _device(make, bad=frozenset({2}), copy_on_read=True) as device:
+        device.done(Write(BLOCK, b"\xaa" * BLOCK))
+        device.fails(Read(0, 4 * BLOCK), errno.EIO)
+        device.states(N, A, N, N)
 
 
 @claim
@@ -329,13 +481,14 @@ def a_cache_request_changes_nothing_one_can_read(make: Make) -> None:
 
 @claim
 def a_base_that_cannot_be_read_fails_only_what_needs_it(make: Make) -> None:
-    """With EIO, and without a trace; what covers a block whole never asks the base."""
+    """With EIO, and without a trace; what covers a block whole never asks the base, nor does what is refused."""
     with _device(make, bad=frozenset({1})) as device:
         device.fails(Read(0, 4 * BLOCK), errno.EIO)
         device.fails(Write(BLOCK + 1, b"part"), errno.EIO)
         device.fails(Write(BLOCK - 1, b"part"), errno.EIO)
         device.fails(Trim(BLOCK, 10), errno.EIO)
         device.fails(Zero(BLOCK - 10, 20), errno.EIO)
+        device.fails(Zero(BLOCK - 10, 20, fast=True), errno.ENOTSUP, readable=False)
         device.states(N, N, N, N)
         device.reads(2 * BLOCK, device.base[2 * BLOCK :])
         device.done(Write(BLOCK, b"\xee" * BLOCK))

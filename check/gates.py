@@ -9,11 +9,10 @@ Errors:  a thread that does not arrive or does not end within TIMEOUT_S fails th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from check.subjects import FailingStore, ScriptedBase
-from impl.overlay.store import Buffer
+from check.subjects import FailingStore, Operation, ScriptedBase
 from impl.sync import Condition, Lock, ThreadingSync
 
 TIMEOUT_S = 20.0
@@ -75,14 +74,13 @@ class GatedStore(FailingStore):
 
     gate: Gate | None = None
 
-    def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
+    def _put(self, operation: Operation, offset: int, data: bytes) -> None:
         """Write a half, pass the gate, write the rest."""
-        data = b"".join(buffers)
         half = len(data) // 2
-        super().pwrite(offset, [data[:half]])
+        super()._put(operation, offset, data[:half])
         if self.gate is not None:
             self.gate.pass_through()
-        super().pwrite(offset + half, [data[half:]])
+        super()._put(operation, offset + half, data[half:])
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read a half, pass the gate, read the rest."""

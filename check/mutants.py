@@ -330,6 +330,117 @@ class StatesBeforeData(Overlay):
         self.store.pwrite(start, parts)
 
 
+class ZeroesStateBeforeData(Overlay):
+    """Says that blocks are ALLOCATED, and then zeroes them."""
+
+    __slots__ = ()
+
+    def _provide_zeroes(self, first: int, end: int) -> None:
+        self.states.fill(first, end, ALLOCATED)
+        super()._provide_zeroes(first, end)
+
+
+class KeepsStateBeforeData(Overlay):
+    """Says that blocks are ALLOCATED, and then copies the base into them."""
+
+    __slots__ = ()
+
+    def _keep(self, first: int, data: memoryview) -> None:
+        end = first + -(-len(data) // self.block_size)
+        with self.ranges.shared(first, end - 1):
+            for run in runs(self.states.get(first, end), first):
+                if run.state == NOT_ALLOCATED:
+                    self.states.fill(run.first, run.end, ALLOCATED)
+                    part = data[(run.first - first) * self.block_size : (run.end - first) * self.block_size]
+                    self.store.pwrite(run.first * self.block_size, [part])
+
+
+class WritesGiveNothingBack(Overlay):
+    """Leaves what a failed write has stored."""
+
+    __slots__ = ()
+
+    def _write_blocks(self, first: int, last: int, start: int, parts: Sequence[Buffer]) -> None:
+        self.store.pwrite(start, parts)
+        self.states.fill(first, last + 1, ALLOCATED)
+
+
+class ZeroesGiveNothingBack(Overlay):
+    """Leaves what a failed demand for space has got."""
+
+    __slots__ = ()
+
+    def _provide_zeroes(self, first: int, end: int) -> None:
+        start = first * self.block_size
+        self.store.write_zeroes(start, self._end_of(end - 1) - start)
+        self.states.fill(first, end, ALLOCATED)
+
+
+class GivesAllBack(Overlay):
+    """After a failure, frees all the blocks of the request: those too that hold something."""
+
+    __slots__ = ()
+
+    def _give_back(self, first: int, end: int) -> None:
+        self._punch(first, end)
+
+
+class TrimsGiveNothingBack(Overlay):
+    """Notes that blocks are TRIMMED, and leaves them their space."""
+
+    __slots__ = ()
+
+    def _zero_whole(self, first: int, end: int, no_hole: bool) -> None:
+        if no_hole:
+            super()._zero_whole(first, end, no_hole)
+        self.states.fill(first, end, ALLOCATED if no_hole else TRIMMED)
+
+
+class PunchesOrFails(Overlay):
+    """Fails a request because space could not be given back."""
+
+    __slots__ = ()
+
+    def _punch(self, first: int, end: int) -> None:
+        start = first * self.block_size
+        self.store.punch_hole(start, self._end_of(end - 1) - start)
+
+
+class CopiesOrFails(Overlay):
+    """Fails a read because what it read could not be kept."""
+
+    __slots__ = ()
+
+    def _read_copying(self, offset: int, length: int) -> list[Segment]:
+        seen = self.look(offset, length)
+        for part in seen:
+            if isinstance(part, FromBase):
+                self._keep(*self._fetch_whole_blocks(part))
+        return seen
+
+
+class KeepsAsItFetches(Overlay):
+    """Keeps a part of a copying read before it knows that the others can be read."""
+
+    __slots__ = ()
+
+    def _fetch_whole_blocks(self, part: FromBase) -> tuple[int, memoryview]:
+        first, data = super()._fetch_whole_blocks(part)
+        self._keep(first, data)
+        return first, data
+
+
+class FetchesForFastZeroes(Overlay):
+    """Reads the base for a fast zero that it will refuse."""
+
+    __slots__ = ()
+
+    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+        """As the original, after a look at the base."""
+        self._fetch_partial(split(offset, length, self.block_size, self.size).partial())
+        super().zero(offset, length, no_hole, fast)
+
+
 class NoZeroFill(Overlay):
     """Takes it that a TRIMMED block is zeroes in the store."""
 
@@ -436,5 +547,15 @@ MUTANTS = [
     _overlay(LongLastBlock, "a_write_to_part_of_the_last_short_block_keeps_its_other_part"),
     _overlay(LastBlockNeverWhole, "the_last_short_block_is_a_block_like_any_other"),
     _overlay(StatesBeforeData, "a_full_store_fails_what_needs_space_and_nothing_else"),
+    _overlay(ZeroesStateBeforeData, "a_full_store_fails_what_needs_space_and_nothing_else"),
+    _overlay(KeepsStateBeforeData, "copy_on_read_succeeds_though_its_copy_cannot_be_kept"),
+    _overlay(WritesGiveNothingBack, "a_full_store_gives_back_what_a_failed_request_left_in_it"),
+    _overlay(ZeroesGiveNothingBack, "a_full_store_gives_back_what_a_failed_request_left_in_it"),
+    _overlay(GivesAllBack, "a_full_store_keeps_the_space_of_what_was_acknowledged"),
+    _overlay(TrimsGiveNothingBack, "a_trim_makes_room_in_a_full_store"),
+    _overlay(PunchesOrFails, "a_trim_is_done_though_its_space_cannot_be_given_back"),
+    _overlay(CopiesOrFails, "copy_on_read_succeeds_though_its_copy_cannot_be_kept"),
+    _overlay(KeepsAsItFetches, "copy_on_read_copies_nothing_when_a_part_cannot_be_read"),
+    _overlay(FetchesForFastZeroes, "a_base_that_cannot_be_read_fails_only_what_needs_it"),
     _overlay(NoZeroFill, "a_block_that_was_trimmed_keeps_nothing_of_what_it_held"),
 ]

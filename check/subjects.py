@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar, Protocol
 
 from check.serving import Serving, serve_export
@@ -36,7 +37,7 @@ from model.extents import clip
 class Setup:
     """A device to be made, and what its base is like."""
 
-    base: bytes
+    base: bytes = field(repr=False)  # too long to be read
     block_size: int = 4096
     bad: frozenset[int] = frozenset()
     copy_on_read: bool = False
@@ -67,7 +68,13 @@ class Subject(Protocol):
     def ask(self, request: model.Request) -> model.Reply: ...
 
     def break_store(self, after_bytes: int | None) -> None:
-        """Let the store fail once so many more bytes are written; None mends it."""
+        """Let the store be full once so many more bytes are written; None gives it room again."""
+
+    def damage_store(self, damage: Damage | None) -> None:
+        """Let the store break; None mends it."""
+
+    def store_failures(self) -> Sequence[Operation]:
+        """What the store has failed at until now, in order."""
 
     def state_of(self, block: int) -> State:
         """The state of one block, looked up inside."""
@@ -127,10 +134,29 @@ class ScriptedBase:
         """Nothing to give up."""
 
 
-class FailingStore:
-    """A store on a disk that can fill up: what fits is written, and what has space already can be written again.
+class Operation(Enum):
+    """What a store is asked to do, and may fail at."""
 
-    Space is counted in pages, as file systems do: writing to a page that has none takes one, punching gives it back.
+    READ = "read"
+    WRITE = "write"
+    ZERO = "zero"
+    PUNCH = "punch"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A disk of which a part is worn out: these operations go on for `after_bytes` in all, and from there give EIO."""
+
+    operations: frozenset[Operation]
+    after_bytes: int = 0
+
+
+class FailingStore:
+    """A store on a disk that can fill up, and break.
+
+    Full, what fits is written, and what has space already can be written again. Space is counted in pages, as file
+    systems do: writing to a page that has none takes one, punching gives it back. Broken, an operation that it
+    concerns gets as far as the damage, and what it did until then is done.
     """
 
     PAGE = 512
@@ -139,27 +165,49 @@ class FailingStore:
         self._store = store
         self._backed: set[int] = set()
         self.left: int | None = None
+        self._damage: Damage | None = None
+        self._bytes_to_damage = 0
+        self.failures: list[Operation] = []
+
+    def damage(self, damage: Damage | None) -> None:
+        """Break, from now on; None mends it."""
+        self._damage = damage
+        self._bytes_to_damage = 0 if damage is None else damage.after_bytes
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write as far as there is room."""
-        data = b"".join(buffers)
-        room = self._provide(offset, len(data))
-        if room:
-            self._store.pwrite(offset, [data[:room]])
-        if room < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._put(Operation.WRITE, offset, b"".join(buffers))
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Write zeroes as far as there is room."""
-        self.pwrite(offset, [bytes(length)])
+        self._put(Operation.ZERO, offset, bytes(length))
+
+    def _put(self, operation: Operation, offset: int, data: bytes) -> None:
+        sound = self._before_damage(operation, len(data))
+        room = self._provide(offset, sound)
+        if room:
+            self._store.pwrite(offset, [data[:room]])
+        if room < sound:
+            self._fail(operation, errno.ENOSPC)
+        if sound < len(data):
+            self._fail(operation, errno.EIO)
 
     def punch_hole(self, offset: int, length: int) -> None:
         """Give the whole pages of the range back."""
-        self._store.punch_hole(offset, length)
-        self._backed.difference_update(range(-(-offset // self.PAGE), (offset + length) // self.PAGE))
+        sound = self._before_damage(Operation.PUNCH, length)
+        if sound:
+            self._store.punch_hole(offset, sound)
+        freed = self._backed.intersection(range(-(-offset // self.PAGE), (offset + sound) // self.PAGE))
+        self._backed -= freed
+        if self.left is not None:
+            self.left += len(freed) * self.PAGE
+        if sound < length:
+            self._fail(Operation.PUNCH, errno.EIO)
 
     def _provide(self, offset: int, length: int) -> int:
         """Find space for the range, from its start on; how many bytes of it have space."""
+        if length == 0:
+            return 0
         for page in range(offset // self.PAGE, (offset + length - 1) // self.PAGE + 1):
             if page in self._backed:
                 continue
@@ -170,8 +218,22 @@ class FailingStore:
             self._backed.add(page)
         return length
 
+    def _before_damage(self, operation: Operation, length: int) -> int:
+        """How many bytes of an operation go well."""
+        if self._damage is None or operation not in self._damage.operations:
+            return length
+        sound = min(length, self._bytes_to_damage)
+        self._bytes_to_damage -= sound
+        return sound
+
+    def _fail(self, operation: Operation, code: int) -> None:
+        self.failures.append(operation)
+        raise OSError(code, os.strerror(code))
+
     def pread(self, offset: int, length: int) -> bytes:
-        """As the store."""
+        """All of it or, damaged, nothing."""
+        if self._before_damage(Operation.READ, length) < length:
+            self._fail(Operation.READ, errno.EIO)
         return self._store.pread(offset, length)
 
     def prefetch(self, offset: int, length: int) -> None:
@@ -196,7 +258,7 @@ class Assembly:
     file: FileStore
 
     def break_store(self, after_bytes: int | None) -> None:
-        """Let the store fail once so many more bytes are written; None mends it."""
+        """Let the store be full once so many more bytes are written; None gives it room again."""
         self.store.left = after_bytes
 
     def state_of(self, block: int) -> State:
@@ -240,6 +302,13 @@ class ModelSubject:
     def break_store(self, after_bytes: int | None) -> None:
         """It has none."""
 
+    def damage_store(self, damage: Damage | None) -> None:
+        """It has none."""
+
+    def store_failures(self) -> Sequence[Operation]:
+        """None, ever."""
+        return ()
+
     def state_of(self, block: int) -> State:
         """As the model has it."""
         return self._device.blocks[block].state
@@ -278,8 +347,16 @@ class OverlaySubject:
         return model.Done()
 
     def break_store(self, after_bytes: int | None) -> None:
-        """Let the store fail once so many more bytes are written; None mends it."""
+        """Let the store be full once so many more bytes are written; None gives it room again."""
         self.parts.break_store(after_bytes)
+
+    def damage_store(self, damage: Damage | None) -> None:
+        """Let the store break; None mends it."""
+        self.parts.store.damage(damage)
+
+    def store_failures(self) -> Sequence[Operation]:
+        """What the store has failed at until now, in order."""
+        return self.parts.store.failures
 
     def state_of(self, block: int) -> State:
         """As the overlay's map has it."""
@@ -316,8 +393,16 @@ class ServerSubject:
         return ask_client(self._clients[self._turn], request)
 
     def break_store(self, after_bytes: int | None) -> None:
-        """Let the store fail once so many more bytes are written; None mends it."""
+        """Let the store be full once so many more bytes are written; None gives it room again."""
         self.parts.break_store(after_bytes)
+
+    def damage_store(self, damage: Damage | None) -> None:
+        """Let the store break; None mends it."""
+        self.parts.store.damage(damage)
+
+    def store_failures(self) -> Sequence[Operation]:
+        """What the store has failed at until now, in order."""
+        return self.parts.store.failures
 
     def state_of(self, block: int) -> State:
         """As the overlay's map has it."""

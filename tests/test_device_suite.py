@@ -36,6 +36,12 @@ class Nodding:
     def break_store(self, after_bytes):
         pass
 
+    def damage_store(self, damage):
+        pass
+
+    def store_failures(self):
+        return ()
+
     def state_of(self, block):
         return State.TRIMMED
 
