@@ -1,7 +1,9 @@
 """A device and the model side by side, through whatever hypothesis can think of.
 
-Every request goes to both; the replies must be equal, errors by their errno. A store that fails in the middle of a
-request leaves blocks that are each as before or as after (promise P7); the model is then told which, and goes on.
+Every request goes to both; the replies must be equal, errors by their errno. A store that is full or broken fails a
+request in its middle, with an errno that the client must be told: but only a request that did use what failed, and
+not one whose copies or freed space are a courtesy. It leaves blocks that are each as before or as after (promise P7);
+the model is then told which, by contents, extents and states, and goes on.
 
 Shapes:  sizes of 1 byte up, odd ones included; block sizes of 4 KiB to 1 MiB; ranges drawn around block borders.
 Source:  `model/device.py` for what is right, `model/failures.py` for what a failure may leave.
@@ -11,12 +13,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from check.subjects import Setup, Subject
+from check.subjects import Damage, Operation, Setup, Subject
 from model.block import CacheMode
 from model.device import (
     ERRNO,
@@ -24,6 +27,7 @@ from model.device import (
     Data,
     Device,
     Done,
+    Error,
     Failed,
     Flush,
     Read,
@@ -38,12 +42,13 @@ from model.device import (
     contents,
 )
 from model.extents import Extent, coalesce
-from model.failures import Observed, adopt, changed_blocks
+from model.failures import adopt, changed_blocks, observe
 from model.invariants import broken, broken_by_step
 
 KIB = 1 << 10
 BLOCK_SIZES = (4 * KIB, 8 * KIB, 64 * KIB, 1024 * KIB)
 BLOCKS_MAX = 5
+FEW_BYTES = st.one_of(st.just(0), st.integers(0, 1 << 17))
 PATTERN = bytes((7 * index + index // 251) % 255 + 1 for index in range(BLOCKS_MAX << 20))
 
 
@@ -61,9 +66,10 @@ def setups(draw: st.DrawFn) -> Setup:
     return Setup(
         base=bytes(base),
         block_size=block_size,
-        bad=frozenset(draw(st.sets(st.integers(0, blocks - 1), max_size=1))),
+        bad=frozenset(draw(st.sets(st.integers(0, blocks - 1), max_size=3))),
         copy_on_read=draw(st.booleans()),
         cache_mode=draw(st.sampled_from(CacheMode)),
+        read_only=draw(st.sampled_from((False,) * 7 + (True,))),
         base_extents=extents,
     )
 
@@ -83,6 +89,19 @@ def base_extents(base: bytearray, runs: list[tuple[int, bool]]) -> tuple[Extent,
     return coalesce(found)
 
 
+def write_of(offset: int, length: int) -> Request:
+    """Some bytes."""
+    return Write(offset, b"\x5a" * length)
+
+
+def fast_zero_of(offset: int, length: int) -> Request:
+    """A zero that may be refused for two reasons."""
+    return Zero(offset, length, fast=True)
+
+
+KINDS: tuple[Callable[[int, int], Request], ...] = (Read, write_of, Zero, fast_zero_of, Trim, Cache, Status)
+
+
 class DeviceMachine(RuleBasedStateMachine):
     """Subclass it with `make`."""
 
@@ -92,24 +111,26 @@ class DeviceMachine(RuleBasedStateMachine):
         super().__init__()
         self.subject: Subject | None = None
         self.device: Device | None = None
-        self.store_broken = False
+        self.store_errno: int | None = None  # What a request that the store fails must fail with.
 
     @initialize(setup=setups())
     def start(self, setup: Setup) -> None:
-        """A new device."""
+        """A new device; read-only only where somebody sees to it."""
         self.subject = type(self).make(setup)
-        self.device = setup.device()
+        self.device = replace(setup, read_only=setup.read_only and self.subject.validates).device()
 
     def teardown(self) -> None:
         """Read all that can be read once more, and let go."""
-        if self.subject is not None:
-            self.subject.break_store(None)
-            self.store_broken = False
-            try:
+        if self.subject is None:
+            return
+        try:
+            # After a difference there is nothing to compare with, and what follows from it would hide it.
+            if self.device is not None:
+                self.mend_store()
                 for index in range(len(self.now.blocks)):
                     self.both(Read(index * self.now.block_size, len(base_of(self.now, index))))
-            finally:
-                self.subject.close()
+        finally:
+            self.subject.close()
 
     @property
     def now(self) -> Device:
@@ -173,27 +194,43 @@ class DeviceMachine(RuleBasedStateMachine):
         self.both(Flush())
 
     @precondition(lambda self: self.subject is not None and self.subject.validates)
-    @rule(data=st.data(), beyond=st.integers(1, 1 << 20), kind=st.sampled_from((Read, Zero, Trim, Cache, Status)))
+    @rule(data=st.data(), beyond=st.integers(1, 1 << 20), kind=st.sampled_from(KINDS))
     def ask_beyond_the_end(self, data: st.DataObject, beyond: int, kind: Callable[[int, int], Request]) -> None:
-        """Ask for a range that is not there."""
+        """Ask for a range that is not there, or not all of it."""
         offset, _ = self.range(data)
         self.both(kind(offset, self.now.size - offset + beyond))
 
-    @precondition(lambda self: not self.store_broken)
-    @rule(after_bytes=st.one_of(st.just(0), st.integers(0, 1 << 17)))
-    def break_store(self, after_bytes: int) -> None:
+    @precondition(lambda self: self.subject is not None and self.subject.validates)
+    @rule(data=st.data(), beyond=st.sampled_from((0, 0, 0, 1)), kind=st.sampled_from(KINDS))
+    def ask_for_nothing(self, data: st.DataObject, beyond: int, kind: Callable[[int, int], Request]) -> None:
+        """Ask for no bytes: somewhere, at the very end, or beyond it."""
+        offset = data.draw(st.one_of(st.just(self.now.size), st.integers(0, self.now.size)))
+        self.both(kind(self.now.size + beyond if beyond else offset, 0))
+
+    @precondition(lambda self: self.store_errno is None)
+    @rule(after_bytes=FEW_BYTES)
+    def fill_store(self, after_bytes: int) -> None:
         """From now on the store has room for so many bytes only."""
         assert self.subject is not None
         self.subject.break_store(after_bytes)
-        self.store_broken = True
+        self.store_errno = errno.ENOSPC
 
-    @precondition(lambda self: self.store_broken)
+    @precondition(lambda self: self.store_errno is None)
+    @rule(operations=st.frozensets(st.sampled_from(Operation), min_size=1), after_bytes=FEW_BYTES)
+    def damage_store(self, operations: frozenset[Operation], after_bytes: int) -> None:
+        """From now on the store does so many bytes of these operations only."""
+        assert self.subject is not None
+        self.subject.damage_store(Damage(operations, after_bytes))
+        self.store_errno = errno.EIO
+
+    @precondition(lambda self: self.store_errno is not None)
     @rule()
     def mend_store(self) -> None:
-        """The store has room again."""
+        """The store is as good as new."""
         assert self.subject is not None
         self.subject.break_store(None)
-        self.store_broken = False
+        self.subject.damage_store(None)
+        self.store_errno = None
 
     # What must come back
 
@@ -205,50 +242,92 @@ class DeviceMachine(RuleBasedStateMachine):
 
     def both(self, request: Request) -> None:
         """Ask both, and compare."""
+        before, self.device = self.now, None
+        self.device = self.asked_of_both(before, request)
+
+    def asked_of_both(self, before: Device, request: Request) -> Device:
+        """The device after the request; AssertionError if the subject does not agree."""
         assert self.subject is not None
-        before = self.now
         after, expected = apply(before, request)
+        failures_before = len(self.subject.store_failures())
         try:
             reply: Reply | int = self.subject.ask(request)
         except OSError as error:
             reply = error.errno or errno.EIO
-        if self.store_broken and reply == errno.ENOSPC and not isinstance(expected, Data):
-            self.device = self.after_failure(before, after if expected == Done() else copied(before, request))
-            return
+        failed = set(self.subject.store_failures()[failures_before:])
+        if isinstance(reply, int) and failed & MUST_FAIL[type(request)]:
+            assert may_use_the_store(expected), f"{request} was to be refused, and used the store"
+            assert reply == self.store_errno, f"{request}: the store's error became {reply}"
+            return self.after_failure(before, after if expected == Done() else copied(before, request))
+        assert failed <= MAY_FAIL[type(request)], f"{request}: {brief(reply)}, though the store failed to {failed}"
         if isinstance(expected, Failed):
             assert reply == ERRNO[expected.error], f"{request}: {brief(reply)}, expected {expected}"
-            self.device = self.after_failure(before, copied(before, request))
-            return
+            return self.after_failure(before, copied(before, request))
         assert reply == expected, f"{request}: {brief(reply)}, expected {brief(expected)}"
         if before.size < 1 << 18:
             wrong = broken_by_step(before, request, after, expected)
             assert not wrong, wrong
         # A read is answered even though its copies could not be kept.
-        copying = self.store_broken and isinstance(request, Read)
-        self.device = self.after_failure(before, after) if copying else after
+        return self.after_failure(before, after) if failed and isinstance(request, Read) else after
 
     def after_failure(self, before: Device, after: Device) -> Device:
         """The device as a failure left it: each block as before or as after, or the promise is broken."""
-        assert self.subject is not None
+        subject = self.subject
+        assert subject is not None
         changed = changed_blocks(before, after)
         if not changed:
             return before
+        torn = self.store_errno == errno.EIO
         self.mend_store()
-        reads = {index: Read(index * before.block_size, len(base_of(before, index))) for index in changed}
-        seen = {}
-        for index, read in reads.items():
-            state = self.subject.state_of(index)
-            try:
-                reply = self.subject.ask(read)
-                assert isinstance(reply, Data)
-                seen[index] = Observed(contents=reply.data, state=state)
-            except OSError:
-                seen[index] = Observed(state=state, unreadable=True)
-        device = adopt(before, after, seen)
+        # The states before anything is read: a read may copy.
+        states = {index: subject.state_of(index) for index in changed}
+        seen = {
+            index: replace(looked, state=states[index])
+            for index, looked in observe(self.answer, before, changed).items()
+        }
+        device = adopt(before, after, seen, torn=torn)
         assert device is not None, f"of blocks {changed}, one is neither as before nor as after"
-        for read in reads.values():  # they may have copied
-            device, _ = apply(device, read)
+        for index in changed:
+            device, _ = apply(device, Read(index * before.block_size, len(base_of(before, index))))
         return device
+
+    def answer(self, request: Request) -> Reply:
+        """The subject's reply to one who only looks; the base under what is looked at may be unreadable."""
+        assert self.subject is not None
+        try:
+            return self.subject.ask(request)
+        except OSError as error:
+            assert error.errno == errno.EIO, f"{request} failed with {error.errno}"
+            return Failed(Error.BASE_UNREADABLE)
+
+
+# What the store may fail at with the request done all the same, and what must fail the request.
+NOTHING: frozenset[Operation] = frozenset()
+STORING = frozenset((Operation.WRITE, Operation.ZERO))
+PUNCHING = frozenset((Operation.PUNCH,))
+MAY_FAIL = {
+    Read: STORING,  # its copies
+    Write: NOTHING,
+    Zero: PUNCHING,
+    Trim: PUNCHING,
+    Cache: NOTHING,
+    Status: NOTHING,
+    Flush: NOTHING,
+}
+MUST_FAIL = {
+    Read: frozenset((Operation.READ,)),
+    Write: STORING,
+    Zero: STORING,
+    Trim: STORING,
+    Cache: STORING,
+    Status: NOTHING,
+    Flush: NOTHING,
+}
+
+
+def may_use_the_store(expected: Reply) -> bool:
+    """Whether a request gets as far as the store: one that is refused for what it asks does not."""
+    return not isinstance(expected, Failed) or expected.error is Error.BASE_UNREADABLE
 
 
 def copied(device: Device, request: Request) -> Device:

@@ -4,20 +4,25 @@ A full disk or an I/O error comes when it likes, so `device.apply` cannot forete
 whole block is entirely as before the request or entirely as after it, whichever, and no block that the request left
 alone has changed. The same holds for a copying read that was answered, though its copies could not all be stored.
 
+There is one exception: after an I/O error, a block that was ALLOCATED and would be so still may hold a part of either.
+It had its space, so a full disk could not stop its write half way; and there is no second copy to go back to.
+
 A test that drives a device and the model side by side goes on after a failure like this:
 
     after, _ = apply(before, request)                    # what success would have been
     seen = observe(ask, before, changed_blocks(before, after))
     device = adopt(before, after, seen)                  # None: the promise is broken
+    device = adopt(before, after, seen, torn=True)       # the same after an I/O error
 
 Source:  design notes, promise P7.
 Shapes:  observations by block index; a block that was not observed is taken to be as before.
 Units:   bytes; blocks by index.
 Errors:  none: a broken promise is None, False or Outcome.NEITHER.
-Omits:   no third outcome: a block half old and half new breaks the promise, and so does one that reads as before but
-         has gained or lost its storage. Where nothing seen tells old from new, `adopt` takes the old. That does no
-         harm to a block copied up from a base of plain data: it can never be told apart. A block that was trimmed
-         over a base which itself reports a hole of zeroes can, by a later fast zero: there, give `state` if you can.
+Omits:   no other outcome: elsewhere a block half old and half new breaks the promise, and so does one that reads as
+         before but has gained or lost its storage. Where nothing seen tells old from new, `adopt` takes the old. That
+         does no harm to a block copied up from a base of plain data: it can never be told apart. A block that was
+         trimmed over a base which itself reports a hole of zeroes can, by a later fast zero: there, give `state` if
+         you can.
 """
 
 from __future__ import annotations
@@ -48,6 +53,7 @@ class Outcome(Enum):
     UNCHANGED = auto()
     HAPPENED = auto()
     EITHER = auto()  # Nothing that was seen tells old from new.
+    TORN = auto()  # Each byte is the old one or the new one, and the block may be torn.
     NEITHER = auto()  # The promise is broken.
 
 
@@ -88,8 +94,21 @@ def fits(device: Device, index: int, block: Block, seen: Observed) -> bool:
     return reply == Extents(seen.extents)
 
 
-def outcome(before: Device, after: Device, index: int, seen: Observed) -> Outcome:
-    """What became of one block, going by what was seen of it."""
+def torn_block(before: Device, after: Device, index: int, seen: Observed) -> Block | None:
+    """The block as an I/O error has torn it; None if what was seen is not that."""
+    old, new = before.blocks[index], after.blocks[index]
+    if old.state != State.ALLOCATED or new.state != State.ALLOCATED or seen.contents is None:
+        return None
+    if len(seen.contents) != len(old.data):
+        return None
+    if not all(byte in (was, would) for byte, was, would in zip(seen.contents, old.data, new.data, strict=True)):
+        return None
+    block = one.allocated(seen.contents)
+    return block if fits(before, index, block, seen) else None
+
+
+def outcome(before: Device, after: Device, index: int, seen: Observed, *, torn: bool = False) -> Outcome:
+    """What became of one block, going by what was seen of it; `torn` says that an I/O error may have torn it."""
     old = fits(before, index, before.blocks[index], seen)
     new = fits(before, index, after.blocks[index], seen)
     if before.blocks[index] == after.blocks[index]:
@@ -98,18 +117,25 @@ def outcome(before: Device, after: Device, index: int, seen: Observed) -> Outcom
         return Outcome.EITHER
     if new:
         return Outcome.HAPPENED
-    return Outcome.UNCHANGED if old else Outcome.NEITHER
+    if old:
+        return Outcome.UNCHANGED
+    return Outcome.TORN if torn and torn_block(before, after, index, seen) is not None else Outcome.NEITHER
 
 
-def adopt(before: Device, after: Device, seen: Mapping[int, Observed]) -> Device | None:
-    """The device as it must now be: `after` where the request has happened, else `before`; None if it is neither."""
+def adopt(before: Device, after: Device, seen: Mapping[int, Observed], *, torn: bool = False) -> Device | None:
+    """The device as it must now be: `after` where the request has happened, else `before`; None if it is neither.
+
+    With `torn`, after an I/O error, a block may also be as it was seen, if that is a part of either.
+    """
     blocks = list(before.blocks)
     for index in sorted(seen):
-        found = outcome(before, after, index, seen[index])
+        found = outcome(before, after, index, seen[index], torn=torn)
         if found == Outcome.NEITHER:
             return None
         if found == Outcome.HAPPENED:
             blocks[index] = after.blocks[index]
+        if found == Outcome.TORN:
+            blocks[index] = torn_block(before, after, index, seen[index]) or blocks[index]
     return replace(before, blocks=tuple(blocks))
 
 

@@ -425,6 +425,40 @@ def test_after_a_failure_nothing_else_is_permitted(data):
     assert not permitted_after_failure(NEW, after(NEW, Write(2, b"CDEFGHIJK")), data)
 
 
+TORN = [  # what was done before, a request, what is read then, whether an I/O error may leave that
+    ("a part of either", [Write(0, BASE)], Write(0, b"ABCD"), b"ABcd", True),
+    ("a part of either in the middle", [Write(0, BASE)], Write(0, b"ABCD"), b"aBCd", True),
+    ("a part of zeroes with storage", [Write(0, BASE)], Zero(0, 4, no_hole=True), b"\0\0cd", True),
+    ("a third thing", [Write(0, BASE)], Write(0, b"ABCD"), b"ABXd", False),
+    ("a byte less", [Write(0, BASE)], Write(0, b"ABCD"), b"ABc", False),
+    ("a part of either where nothing was stored", [], Write(0, b"ABCD"), b"ABcd", False),
+    ("a part of either where it was trimmed", [Trim(0, 4)], Write(0, b"ABCD"), b"AB\0\0", False),
+    ("a part of a trim", [Write(0, BASE)], Trim(0, 4), b"\0\0cd", False),
+]
+
+
+@pytest.mark.parametrize(("requests", "request_", "data", "permitted"), [t[1:] for t in TORN], ids=[t[0] for t in TORN])
+def test_an_io_error_may_tear_a_block_that_was_stored_and_no_other(requests, request_, data, permitted):
+    before = after(fresh(), *requests)
+    success = after(before, request_)
+    seen = {0: Observed(data)}
+    torn = with_block(before, 0, allocated(data))
+    assert adopt(before, success, seen) is None, "a full disk tears nothing"
+    assert adopt(before, success, seen, torn=True) == (torn if permitted else None)
+    assert outcome(before, success, 0, seen[0], torn=True) is (Outcome.TORN if permitted else Outcome.NEITHER)
+
+
+def test_a_torn_block_has_its_storage_still():
+    success = after(STORED, Write(0, b"abcd"))
+    for extents_seen, state, permitted in (
+        ((Extent(4, *DATA),), State.ALLOCATED, True),
+        ((Extent(4, *HOLE),), None, False),
+        (None, State.TRIMMED, False),
+    ):
+        seen = {0: Observed(b"abCD", extents_seen, state)}
+        assert (adopt(STORED, success, seen, torn=True) is not None) == permitted
+
+
 def test_blocks_a_failed_request_left_alone_are_as_before():
     success = after(NEW, Write(0, b"ABCD"))
     assert not permitted_after_failure(NEW, success, b"abcdefghijX")
