@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from check.races import RangesClass
 from check.subjects import OverlayClass
-from impl.overlay.blocks import split
+from impl.overlay.blocks import block_count, split
 from impl.overlay.overlay import FromBase, Overlay, Segment, Zeroes
 from impl.overlay.rangelock import Held, RangeLock, Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, runs
@@ -460,8 +460,10 @@ class LongLastBlock(Overlay):
 
     __slots__ = ()
 
-    def _end_of(self, block: int) -> int:
-        return (block + 1) * self.block_size
+    @property
+    def size(self) -> int:
+        """As many bytes as there would be."""
+        return block_count(self.base.size, self.block_size) * self.block_size
 
 
 class LastBlockNeverWhole(Overlay):

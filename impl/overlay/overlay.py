@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from impl.extents import Extent, coalesce
-from impl.overlay.blocks import split
+from impl.overlay.blocks import block_count, covers_whole_blocks, edges, end_of, part_in, split, touched
 from impl.overlay.rangelock import Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, States, runs
 from impl.overlay.store import Buffer, Store
@@ -116,9 +116,7 @@ class Overlay:
 
     def look(self, offset: int, length: int) -> list[Segment]:
         """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock."""
-        end = offset + length
-        first = offset // self.block_size
-        last = (end - 1) // self.block_size
+        first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
             state = states[0]
@@ -126,8 +124,8 @@ class Overlay:
                 return [self._segment(state, offset, length)]
             segments = []
             for run in runs(states, first):
-                start = max(offset, run.first * self.block_size)
-                segments.append(self._segment(run.state, start, min(end, run.end * self.block_size) - start))
+                part = part_in(offset, length, run.first, run.end, self.block_size)
+                segments.append(self._segment(run.state, *part))
             return segments
 
     def _segment(self, state: int, offset: int, length: int) -> Segment:
@@ -155,9 +153,8 @@ class Overlay:
 
     def _fetch_whole_blocks(self, part: FromBase) -> tuple[int, memoryview]:
         """The first block of a part of the base, and the bytes of it and all the others, whole."""
-        first = part.offset // self.block_size
-        end = -(-(part.offset + part.length) // self.block_size)
-        return first, memoryview(self._read_base_blocks(first, end))
+        first, last = touched(part.offset, part.length, self.block_size)
+        return first, memoryview(self._read_base_blocks(first, last + 1))
 
     def _cut_out(self, part: FromBase, first: int, data: memoryview) -> memoryview:
         skipped = part.offset - first * self.block_size
@@ -168,7 +165,7 @@ class Overlay:
 
         Shared is enough: writers are kept out, and two readers that copy the same block write the same bytes.
         """
-        end = first + -(-len(data) // self.block_size)
+        end = first + block_count(len(data), self.block_size)
         with self.ranges.shared(first, end - 1):
             for run in runs(self.states.get(first, end), first):
                 if run.state == NOT_ALLOCATED:
@@ -180,12 +177,7 @@ class Overlay:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Replace the range by `data`."""
-        end = offset + len(data)
-        first = offset // self.block_size
-        last = (end - 1) // self.block_size
-        # Bytes of the first and the last block that the write leaves as they are.
-        before = offset - first * self.block_size
-        after = self._end_of(last) - end
+        first, last, before, after = edges(offset, len(data), self.block_size, self.size)
         if not before and not after:
             with self.ranges.exclusive(first, last):
                 self._write_blocks(first, last, offset, [data])
@@ -259,17 +251,15 @@ class Overlay:
 
     def _zero_part(self, block: int, offset: int, end: int, no_hole: bool, fetched: dict[int, bytes]) -> None:
         """Zero the part of one block that lies in [offset, end)."""
-        block_start = block * self.block_size
-        block_end = self._end_of(block)
-        start = max(offset, block_start)
-        stop = min(end, block_end)
+        start, length = part_in(offset, end - offset, block, block + 1, self.block_size)
         state = self.states.get(block, block + 1)[0]
         if state == ALLOCATED:
-            self.store.write_zeroes(start, stop - start)
+            self.store.write_zeroes(start, length)
         elif state == NOT_ALLOCATED:
+            _, _, before, after = edges(start, length, self.block_size, self.size)
             old = memoryview(fetched[block])
-            parts: list[Buffer] = [old[: start - block_start], bytes(stop - start), old[stop - block_start :]]
-            self._write_blocks(block, block, block_start, [part for part in parts if part])
+            parts: list[Buffer] = [old[:before], bytes(length), old[len(old) - after :]]
+            self._write_blocks(block, block, start - before, [part for part in parts if part])
         elif no_hole:
             self._provide_zeroes(block, block + 1)
 
@@ -301,9 +291,7 @@ class Overlay:
         The lock is there for what it saves: a block that is being written just now is not fetched in vain. Bytes do
         not depend on it, for a state that is out of date costs a read of the base, and `_keep` looks again.
         """
-        end = offset + length
-        first = offset // self.block_size
-        last = (end - 1) // self.block_size
+        first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
         for run in runs(states, first):
@@ -329,21 +317,19 @@ class Overlay:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """What the range consists of, as of one instant; the base's own extents follow as they are asked for."""
-        first = offset // self.block_size
-        last = (offset + length - 1) // self.block_size
+        first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
-        return coalesce(self._extents(offset, offset + length, states, first))
+        return coalesce(self._extents(offset, length, states, first))
 
-    def _extents(self, offset: int, end: int, states: bytes, first: int) -> Iterator[Extent]:
+    def _extents(self, offset: int, length: int, states: bytes, first: int) -> Iterator[Extent]:
         for run in runs(states, first):
-            start = max(offset, run.first * self.block_size)
-            length = min(end, run.end * self.block_size) - start
+            part_start, part_length = part_in(offset, length, run.first, run.end, self.block_size)
             if run.state == NOT_ALLOCATED:
-                yield from self.base.extents(start, length)
+                yield from self.base.extents(part_start, part_length)
             else:
                 trimmed = run.state == TRIMMED
-                yield Extent(length, hole=trimmed, zero=trimmed)
+                yield Extent(part_length, hole=trimmed, zero=trimmed)
 
     def flush(self) -> None:
         """Make what was acknowledged as durable as the store makes anything."""
@@ -353,30 +339,30 @@ class Overlay:
 
     def would_wait_to_look(self, offset: int, length: int) -> bool:
         """Whether somebody changes a part of the range just now."""
-        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, False)
+        first, last = touched(offset, length, self.block_size)
+        return not self.ranges.is_free(first, last, False)
 
     def would_wait_to_change(self, offset: int, length: int) -> bool:
         """Whether somebody uses a part of the range just now."""
-        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, True)
+        first, last = touched(offset, length, self.block_size)
+        return not self.ranges.is_free(first, last, True)
 
     def would_wait_for_base(self, offset: int, length: int) -> bool:
         """Whether a block that the range covers in part has to be fetched, and the base is not ready to give it."""
-        block_size = self.block_size
-        end = offset + length
-        if not offset % block_size and (not end % block_size or end == self.size):
+        if covers_whole_blocks(offset, length, self.block_size, self.size):
             return False  # by far the most frequent
-        for block in split(offset, length, block_size, self.size).partial():
+        for block in split(offset, length, self.block_size, self.size).partial():
             if self.states.get(block, block + 1)[0] == NOT_ALLOCATED:
-                start = block * block_size
+                start = block * self.block_size
                 if not self.base.is_ready(start, self._end_of(block) - start):
                     return True
         return False
 
-    # Arithmetic
+    # The base
 
     def _end_of(self, block: int) -> int:
-        """The offset just past a block; the device's last one may be short."""
-        return min((block + 1) * self.block_size, self.size)
+        """The offset just past a block."""
+        return end_of(block, self.block_size, self.size)
 
     def _fetch_partial(self, blocks: Sequence[int]) -> dict[int, bytes]:
         """The base's content of those blocks that look NOT_ALLOCATED, read with no lock held.
