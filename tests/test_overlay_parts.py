@@ -1,16 +1,19 @@
-"""The state map and the stores."""
+"""The state map and the stores, and how much the overlay asks of its base at a time."""
 
 import errno
 import os
 
 import pytest
 
+from check.subjects import Setup, assemble
+from impl.base.pattern import pattern
 from impl.errors import StartError
 from impl.overlay import store as stores
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, Run, StateMap, runs
-from impl.overlay.store import memory_store, temporary_store
+from impl.overlay.store import FileStore, memory_store, temporary_store
+from model.block import CacheMode
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 MAKERS = {"temporary": temporary_store, "memory": memory_store}
 
 
@@ -83,6 +86,25 @@ def test_more_buffers_than_one_call_takes_are_all_written(store, monkeypatch):
     assert store.pread(7, 6) == b"abcdef"
 
 
+def test_a_read_that_comes_in_parts_is_whole(store, monkeypatch):
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, length, offset: real(fd, min(length, 3), offset))
+    store.pwrite(7, [b"abcdefgh"])
+    assert store.pread(6, 10) == b"\0abcdefgh\0"
+
+
+@pytest.mark.parametrize("there", [0, 1, 10])
+def test_a_store_that_has_become_shorter_is_an_error_and_not_zeroes(there):
+    fd = os.memfd_create("shorter")
+    store = FileStore(fd, 20)
+    store.pwrite(0, [b"\xff" * 20])
+    os.ftruncate(fd, there)
+    with pytest.raises(OSError, match=f"overlay ends at {there}, expected 20") as failed:
+        store.pread(0, 20)
+    assert failed.value.errno == errno.EIO
+    store.close()
+
+
 def test_holes_give_the_space_back(store):
     store.pwrite(0, [b"\xff" * (8 * MIB)])
     taken = store.allocated_bytes()
@@ -137,6 +159,30 @@ def test_a_reserved_store_has_all_its_space_and_keeps_it():
     store.punch_hole(0, 4 * MIB)
     assert store.allocated_bytes() >= 4 * MIB
     store.close()
+
+
+# A cache request may cover the whole device: it is read by chunks, and no more than one is held at a time.
+
+CHUNKS = [  # block size, the largest read of the base
+    (4 * KIB, MIB),
+    (64 * KIB, MIB),
+    (192 * KIB, 5 * 192 * KIB),
+    (MIB, MIB),
+    (2 * MIB, 2 * MIB),
+]
+
+
+@pytest.mark.parametrize("mode", [CacheMode.READ, CacheMode.COW])
+@pytest.mark.parametrize(("block_size", "largest"), CHUNKS)
+def test_a_cache_request_reads_the_base_by_chunks_of_whole_blocks(block_size, largest, mode):
+    size = 6 * MIB + 12345
+    parts = assemble(Setup(pattern(1, 0, size), block_size, cache_mode=mode))
+    parts.overlay.cache(0, size)
+    starts, lengths = zip(*parts.base.reads, strict=True)
+    assert max(lengths) == largest
+    assert starts == tuple(range(0, size, largest))
+    assert sum(lengths) == size
+    parts.file.close()
 
 
 def test_a_temporary_store_leaves_no_name_behind(tmp_path, monkeypatch):
