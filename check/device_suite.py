@@ -272,6 +272,9 @@ def extents_say_what_is_a_hole_and_what_is_zero(make: Make) -> None:
         expected = (hole, Extent(BLOCK + 512, False, False), known[1], Extent(BLOCK, False, False))
         assert device.ask(Status(0, 4 * BLOCK)) == Extents(expected)
         assert device.ask(Status(100, 50)) == Extents((Extent(50, True, True),))
+        device.done(Trim(3 * BLOCK, BLOCK))
+        # One hole, of which the base has the first part and the overlay the last.
+        assert device.ask(Status(2 * BLOCK + 512, 2 * BLOCK - 512)) == Extents((Extent(2 * BLOCK - 512, True, True),))
 
 
 @claim
@@ -493,6 +496,21 @@ def a_base_that_cannot_be_read_fails_only_what_needs_it(make: Make) -> None:
         device.reads(2 * BLOCK, device.base[2 * BLOCK :])
         device.done(Write(BLOCK, b"\xee" * BLOCK))
         device.reads(0, device.base[:BLOCK] + b"\xee" * BLOCK + device.base[2 * BLOCK :])
+        device.done(Write(BLOCK + 1, b"part"))
+        device.done(Zero(BLOCK + 5, BLOCK - 5))
+        device.reads(BLOCK, b"\xeepart" + bytes(BLOCK - 5))
+
+
+@claim
+def a_base_that_cannot_be_read_is_cached_where_it_is_not_seen(make: Make) -> None:
+    """Under a block that was written or trimmed there is nothing to bring closer."""
+    for mode in (CacheMode.READ, CacheMode.COW):
+        with _device(make, bad=frozenset({1, 2}), cache_mode=mode) as device:
+            device.fails(Cache(0, 4 * BLOCK), errno.EIO)
+            device.done(Write(BLOCK, b"\xee" * BLOCK))
+            device.done(Trim(2 * BLOCK, BLOCK))
+            device.done(Cache(0, 4 * BLOCK))
+            device.reads(BLOCK, b"\xee" * BLOCK + bytes(BLOCK))
 
 
 @claim(needs="validation")

@@ -224,6 +224,20 @@ class NoSecondLookAtCopies(Overlay):
             self.states.fill(first, end, ALLOCATED)
 
 
+class CopiesOverTrims(Overlay):
+    """Keeps what was read from the base unless the block has been written to."""
+
+    __slots__ = ()
+
+    def _keep(self, first: int, data: memoryview) -> None:
+        end = first + block_count(len(data), self.block_size)
+        with self.ranges.shared(first, end - 1):
+            for run in runs(self.states.get(first, end), first):
+                if run.state == TRIMMED:
+                    self.states.fill(run.first, run.end, NOT_ALLOCATED)
+            super()._keep(first, data)
+
+
 class CopiesOutAfterTheLock(Overlay):
     """Notes the states under the lock, and copies the overlay's bytes when it is gone."""
 
@@ -540,6 +554,7 @@ MUTANTS = [
     _overlay(SecondLookMissesTrims, "a_write_of_part_beside_a_trim"),
     _overlay(NoSecondLookAtZeroes, "a_trim_of_part_beside_another_write_of_part"),
     _overlay(NoSecondLookAtCopies, "copy_on_read_beside_a_write"),
+    _overlay(CopiesOverTrims, "copy_on_read_beside_a_trim"),
     _overlay(CopiesOutAfterTheLock, "a_write_beside_a_read_of_two_blocks"),
     _overlay(DecidesFastBeforeTheLock, "a_fast_zero_of_part_beside_a_write_of_that_part"),
     _overlay(ReadsTheBaseUnderTheLock, "a_write_beside_a_read_that_waits_for_the_base"),

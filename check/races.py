@@ -181,6 +181,17 @@ def copy_on_read_beside_a_write(overlay: OverlayClass, ranges: RangesClass) -> N
 
 
 @scenario
+def copy_on_read_beside_a_trim(overlay: OverlayClass, ranges: RangesClass) -> None:
+    """Nor does what was read bring back what has been trimmed."""
+    with Bench(overlay, ranges, copy_on_read=True) as bench:
+        read, gate = bench.stop_in_base(lambda: bench.overlay.pread(0, 100))
+        bench.at_once(lambda: bench.overlay.trim(0, BLOCK))
+        gate.open()
+        assert read.join() == BASE[:100], "a read that began before the trim may return the base's bytes, whole"
+        bench.reads(bytes(BLOCK))
+
+
+@scenario
 def copy_on_cache_beside_a_write(overlay: OverlayClass, ranges: RangesClass) -> None:
     """A request that promises to change nothing does not."""
     with Bench(overlay, ranges, cache_mode="cow") as bench:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -182,6 +183,60 @@ def test_a_cache_request_reads_the_base_by_chunks_of_whole_blocks(block_size, la
     assert max(lengths) == largest
     assert starts == tuple(range(0, size, largest))
     assert sum(lengths) == size
+    parts.file.close()
+
+
+class Told:
+    """A base or a store that remembers what it is told."""
+
+    def __init__(self, part):
+        self.part = part
+        self.told = []
+
+    def __getattr__(self, name):
+        return getattr(self.part, name)
+
+    def prefetch(self, offset, length):
+        self.told.append((offset, length))
+
+    def sync(self):
+        self.told.append("sync")
+
+
+def told(parts):
+    """An overlay like that of `parts`, whose base and store remember."""
+    return replace(parts.overlay, base=Told(parts.base), store=Told(parts.store))
+
+
+@pytest.mark.parametrize("mode", CacheMode)
+def test_a_cache_request_tells_the_store_of_what_it_holds_and_the_base_only_to_pass_it_through(mode):
+    parts = assemble(Setup(pattern(1, 0, 4 * 4096 + 100), 4096, cache_mode=mode))
+    overlay = told(parts)
+    overlay.write(4096, bytes(4096))
+    overlay.trim(2 * 4096, 4096)
+    overlay.cache(1, overlay.size - 1)
+    assert overlay.store.told == [(4096, 4096)]
+    passed = [(0, 4096), (3 * 4096, 4096 + 100)]
+    assert overlay.base.told == (passed if mode is CacheMode.PASSTHROUGH else [])
+    assert parts.base.reads == (passed if mode in (CacheMode.READ, CacheMode.COW) else [])
+    parts.file.close()
+
+
+def test_a_flush_reaches_the_store():
+    parts = assemble(Setup(b"base"))
+    overlay = told(parts)
+    overlay.flush()
+    assert overlay.store.told == ["sync"]
+    parts.file.close()
+
+
+@pytest.mark.parametrize("request_", [lambda it: it.write(5, b"x"), lambda it: it.zero(5, 1)], ids=["write", "zero"])
+def test_a_block_changed_in_its_middle_is_read_from_the_base_once_and_then_never_again(request_):
+    parts = assemble(Setup(pattern(1, 0, 3 * 4096), 4096))
+    request_(parts.overlay)
+    assert parts.base.reads == [(0, 4096)]
+    request_(parts.overlay)
+    assert parts.base.reads == [(0, 4096)]
     parts.file.close()
 
 

@@ -268,6 +268,7 @@ class Overlay:
             self._provide_zeroes(first, end)
             return
         states = self.states.get(first, end)
+        # State and hole may come in either order: nobody sees one without the other, and a hole fails nobody.
         self.states.fill(first, end, TRIMMED)
         for run in runs(states, first):
             if run.state == ALLOCATED:
