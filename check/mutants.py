@@ -501,6 +501,7 @@ class Mutant:
     caught_by: str
     overlay: OverlayClass = Overlay
     ranges: RangesClass = RangeLock
+    fault: Fault | None = None  # what is wrong with `ranges`, over any that are right
 
 
 def _overlay(overlay: type[Overlay], caught_by: str) -> Mutant:
@@ -512,7 +513,7 @@ def _one_lock(place: str, fault: type[_Passing], caught_by: str) -> Mutant:
 
 
 def _all_locks(fault: type[_Passing], caught_by: str) -> Mutant:
-    return Mutant(f"all: {fault.__name__}", caught_by, ranges=everywhere(fault))
+    return Mutant(f"all: {fault.__name__}", caught_by, ranges=everywhere(fault), fault=fault)
 
 
 MUTANTS = [

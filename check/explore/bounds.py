@@ -19,18 +19,20 @@ from check.explore.replay import format_replay
 from check.explore.search import Machine, Question, Verdict, search_all
 from check.explore.subjects import PLAIN, Kind, Modes
 
-# Requests that cover half a block, a whole one, parts of two, and two whole ones.
+# Requests that cover half a block, a whole one, parts of two, and two whole ones; and one that some do not overlap.
 MENU = (
     "read 0+32K",
     "read 0+128K",
     "write 0+32K",
     "write 32K+32K",
+    "write 64K+32K",
     "write 0+64K",
     "write 32K+64K",
     "write 0+128K",
     "zero 0+32K",
     "zero 32K+64K",
     "zero 0+64K no-hole",
+    "zero 32K+64K no-hole",
     "zero 0+32K fast",
     "trim 0+64K",
     "trim 32K+64K",

@@ -121,13 +121,14 @@ def overlay_kind(
     overlay_class: OverlayClass = Overlay,
     ranges_class: RangesClass | None = None,
     disciplined: bool = True,
+    fault: Callable[[Ranges], Ranges] = lambda ranges: ranges,
 ) -> Kind:
-    """An overlay class, with range locks as one primitive or, given a class of them, as they are."""
+    """An overlay class, with range locks as one primitive, perhaps with a fault; or as they are, given a class."""
 
     def make(disk: Disk, modes: Modes) -> Made:
         stage = Stage()
         sync = ExploredSync(stage)
-        ranges: Ranges = ExploredRanges(stage) if ranges_class is None else ranges_class(sync)
+        ranges: Ranges = fault(ExploredRanges(stage)) if ranges_class is None else ranges_class(sync)
         stage.fix("ranges", ranges)
         cache_mode: CacheMode = "cow" if modes.copy_on_cache else "read"
         overlay = overlay_class(

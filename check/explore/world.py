@@ -90,6 +90,8 @@ class Physics:
 
     def _need_range(self, world: World, client: int, at: int, what: str) -> None:
         block = at // self.block_size
+        if not 0 <= at < len(world.store):
+            raise Misuse(f"{what} of block {block} beyond the end of the device")
         if self.disciplined and not self._in_range(world, client, block, block):
             raise Misuse(f"{what} of block {block} without its range lock")
 
@@ -175,10 +177,12 @@ def _write(physics: Physics, world: World, client: int, at: int, value: int) -> 
 
 def _punch(physics: Physics, world: World, client: int, at: int) -> Outcomes:
     physics._need_range(world, client, at, "a hole")
-    return [(None, replace(world, store=_with(world.store, at, HOLE)))]
+    return [(None, replace(world, store=_with(world.store, at, HOLE))), *_faulty(world, errno.EIO)]
 
 
 def _base(physics: Physics, world: World, client: int, offset: int, length: int) -> Outcomes:
+    if offset + length > len(physics.base):
+        raise Misuse("a read of the base beyond its end")
     held = any(hold.client == client for hold in world.queue)
     if physics.disciplined and held:
         raise Misuse("a read of the base under a lock")
