@@ -59,14 +59,19 @@ class Server:
         self._clean = True
 
     def run(self, listeners: Sequence[socket.socket] = (), only_client: socket.socket | None = None) -> bool:
-        """Serve until stopped; with `only_client`, until that one has gone. True if every request was finished."""
+        """Serve until stopped; with `only_client`, until that one has gone. True if it was served to the end.
+
+        That is: no request was left undone, and the only client could be served at all.
+        """
         self._listeners.extend(listeners)
         for listener in listeners:
             listener.setblocking(False)
             self._watch(listener)
         if only_client is not None:
             self._one_client = True
-            self._open(only_client)
+            if not self._open(only_client):
+                self._clean = False
+                self._loop.stop()
         self._loop.run()
         return self._clean
 
@@ -127,7 +132,8 @@ class Server:
             self._loop.forget(listener.fileno())
             self._loop.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
 
-    def _open(self, sock: socket.socket) -> None:
+    def _open(self, sock: socket.socket) -> bool:
+        """Serve one client on a thread of its own; False, and the socket closed, if that cannot be."""
         try:
             client = describe_client(sock)
             _tune(sock)
@@ -136,7 +142,7 @@ class Server:
         except OSError as error:
             log.warning("cannot serve a client: %s", error)
             sock.close()
-            return
+            return False
         with self._lock:
             self._sessions[session] = loop
         try:
@@ -147,6 +153,8 @@ class Server:
                 del self._sessions[session]
             loop.close()
             sock.close()
+            return False
+        return True
 
     def _stop(self) -> None:
         again = self._stopping
