@@ -143,10 +143,6 @@ class _Nothing:
         """At once."""
         return self
 
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """Always."""
-        return True
-
 
 class ReadersDoNotLock(RangeLock):
     """Only writers exclude each other."""

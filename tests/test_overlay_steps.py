@@ -1,6 +1,6 @@
 """The overlay's requests cut in two, for a server that must not wait in one thread for both the base and a range.
 
-Source: impl/overlay/overlay.py: `fetch_partial`, `copied`, `note`, `cache_noted`.
+Source: impl/overlay/overlay.py: `missing`, `fetch_blocks`, `copied`, `note`, `cache_noted`.
 """
 
 from contextlib import contextmanager
@@ -28,6 +28,10 @@ def assembled(**options):
         parts.file.close()
 
 
+def fetch(overlay, offset, length):
+    return overlay.fetch_blocks(overlay.missing(overlay.partial_blocks(offset, length)))
+
+
 MEANWHILE = {
     "nothing": (lambda overlay: None, BASE[BLOCK : 2 * BLOCK]),
     "a write of the whole": (lambda overlay: overlay.write(BLOCK, NEW), NEW),
@@ -44,7 +48,7 @@ CHANGES = {
 @pytest.mark.parametrize(("change", "part"), CHANGES.values(), ids=CHANGES)
 def test_what_was_fetched_before_is_right_however_long_ago_and_is_not_fetched_again(meanwhile, block, change, part):
     with assembled() as (overlay, base):
-        fetched = overlay.fetch_partial(BLOCK + 9, len(PART))
+        fetched = fetch(overlay, BLOCK + 9, len(PART))
         meanwhile(overlay)
         del base.reads[:]
         change(overlay, fetched)
@@ -55,18 +59,23 @@ def test_what_was_fetched_before_is_right_however_long_ago_and_is_not_fetched_ag
 def test_what_covers_whole_blocks_needs_nothing_of_the_base_and_copies_nothing():
     with assembled() as (overlay, _):
         for offset, length in ((0, BLOCK), (BLOCK, 3 * BLOCK), (4 * BLOCK, 100), (0, len(BASE))):
-            assert overlay.fetch_partial(offset, length) == {}
-            assert overlay.partial_bytes(offset, length) == 0
+            assert list(overlay.partial_blocks(offset, length)) == []
 
 
 @pytest.mark.parametrize(
     ("offset", "length", "copied"),
     [(1, 1, BLOCK), (1, BLOCK, 2 * BLOCK), (1, 3 * BLOCK, 2 * BLOCK), (4 * BLOCK + 1, 1, 100), (BLOCK, 1, BLOCK)],
 )
-def test_what_a_change_of_parts_may_copy_is_the_blocks_they_are_parts_of(offset, length, copied):
+def test_what_a_change_of_parts_fetches_is_the_blocks_they_are_parts_of(offset, length, copied):
     with assembled() as (overlay, _):
-        assert overlay.partial_bytes(offset, length) == copied
-        assert sum(map(len, overlay.fetch_partial(offset, length).values())) == copied
+        assert sum(map(len, fetch(overlay, offset, length).values())) == copied
+
+
+def test_blocks_that_have_been_changed_are_not_fetched():
+    with assembled() as (overlay, _):
+        overlay.write(0, NEW)
+        overlay.trim(2 * BLOCK, BLOCK)
+        assert list(overlay.missing((0, 1, 2, 3))) == [1, 3]
 
 
 def test_a_small_part_of_what_was_copied_on_read_does_not_keep_all_of_it_in_memory():

@@ -196,14 +196,10 @@ class Overlay:
 
     # Writing
 
-    def fetch_partial(self, offset: int, length: int) -> Fetched:
-        """What a change of the range needs of the base; takes no lock, and waits only for the base."""
-        return self._fetch_blocks(split(offset, length, self.block_size, self.size).partial())
-
     def write(self, offset: int, data: Buffer, fetched: Fetched | None = None) -> None:
         """Replace the range by `data`.
 
-        fetched:  what `fetch_partial` gave for the range, if it was called before; however long ago.
+        fetched:  what `fetch_blocks` gave for those of its `partial_blocks` that were `missing`, however long ago.
         """
         end = offset + len(data)
         first = offset // self.block_size
@@ -216,7 +212,7 @@ class Overlay:
                 self._write_blocks(first, last, offset, [data])
             return
         if fetched is None:
-            fetched = self._fetch_blocks(([first] if before else []) + ([last] if after else []))
+            fetched = self.fetch_blocks(self.missing(([first] if before else []) + ([last] if after else [])))
         with self.ranges.exclusive(first, last):
             # What is left of a block that is not ALLOCATED has to be written too.
             head = self._kept_part(first, fetched, 0, before) if before else b""
@@ -276,7 +272,7 @@ class Overlay:
         pieces = split(offset, length, self.block_size, self.size)
         partial = pieces.partial()
         if fetched is None:
-            fetched = {} if fast else self._fetch_blocks(partial)
+            fetched = {} if fast else self.fetch_blocks(self.missing(partial))
         with self.ranges.exclusive(pieces.first, pieces.last):
             if fast and not self._is_fast(partial, no_hole):
                 raise OSError(errno.ENOTSUP, "zeroing this range means writing data")
@@ -384,52 +380,39 @@ class Overlay:
         """Make what was acknowledged as durable as the store makes anything."""
         self.store.sync()
 
-    # Where a request should run. Hints for choosing a thread: nothing is wrong if they are out of date.
+    # What a change needs of the base. It is read with no lock held.
 
-    def would_wait_to_look(self, offset: int, length: int) -> bool:
-        """Whether somebody changes a part of the range just now."""
-        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, False)
-
-    def would_wait_to_change(self, offset: int, length: int) -> bool:
-        """Whether somebody uses a part of the range just now."""
-        return not self.ranges.is_free(offset // self.block_size, (offset + length - 1) // self.block_size, True)
-
-    def partial_bytes(self, offset: int, length: int) -> int:
-        """How long the blocks are, at most two, that the range covers in part: what changing them may copy."""
+    def partial_blocks(self, offset: int, length: int) -> Sequence[int]:
+        """The blocks, at most two, that the range covers in part."""
         block_size = self.block_size
         end = offset + length
         if not offset % block_size and (not end % block_size or end == self.size):
-            return 0  # by far the most frequent
-        partial = split(offset, length, block_size, self.size).partial()
-        return sum(self._end_of(block) - block * block_size for block in partial)
+            return ()  # by far the most frequent
+        return split(offset, length, block_size, self.size).partial()
 
-    def would_wait_for_base(self, offset: int, length: int) -> bool:
-        """Whether a block that the range covers in part has to be fetched, and the base is not ready to give it."""
-        block_size = self.block_size
-        for block in split(offset, length, block_size, self.size).partial():
-            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED:
-                start = block * block_size
-                if not self.base.is_ready(start, self._end_of(block) - start):
-                    return True
-        return False
+    def missing(self, blocks: Sequence[int]) -> Sequence[int]:
+        """Those of the blocks that look NOT_ALLOCATED, so that the base has to be read for a change of parts of them.
+
+        Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
+        a block that no longer is NOT_ALLOCATED when the lock is held never is again.
+        """
+        states = self.states
+        return [block for block in dict.fromkeys(blocks) if states.get(block, block + 1)[0] == NOT_ALLOCATED]
+
+    def would_wait_to_fetch(self, blocks: Sequence[int]) -> bool:
+        """Whether the base is not ready to give them: a hint for choosing a thread, and out of date at once."""
+        starts = [block * self.block_size for block in blocks]
+        return not all([self.base.is_ready(start, min(self.block_size, self.size - start)) for start in starts])
+
+    def fetch_blocks(self, blocks: Sequence[int]) -> Fetched:
+        """The base's content of the blocks; takes no lock, and waits only for the base."""
+        return {block: self._read_base_blocks(block, block + 1) for block in blocks}
 
     # Arithmetic
 
     def _end_of(self, block: int) -> int:
         """The offset just past a block; the device's last one may be short."""
         return min((block + 1) * self.block_size, self.size)
-
-    def _fetch_blocks(self, blocks: Sequence[int]) -> Fetched:
-        """The base's content of those blocks that look NOT_ALLOCATED, read with no lock held.
-
-        Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
-        a block that no longer is NOT_ALLOCATED when the lock is held never is again.
-        """
-        return {
-            block: self._read_base_blocks(block, block + 1)
-            for block in dict.fromkeys(blocks)
-            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED
-        }
 
     def _read_base_blocks(self, first: int, end: int) -> bytes:
         start = first * self.block_size

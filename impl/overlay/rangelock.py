@@ -40,8 +40,6 @@ class Ranges(Protocol):
 
     def exclusive(self, first: int, last: int) -> Held: ...
 
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool: ...
-
 
 class _Ticket:
     """One request in the queue. Immutable; two tickets are the same only if they are one object.
@@ -117,13 +115,6 @@ class RangeLock:
     def exclusive(self, first: int, last: int) -> _Ticket:
         """Hold the range alone."""
         return self._acquire(first, last, True)
-
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """Whether the range could be had now without waiting: a hint, out of date when it is returned.
-
-        Read without the mutex: the queue is one immutable value, so any moment's is whole.
-        """
-        return _is_free(self._queue.value, first, last, exclusive)
 
     def at_once(self, first: int, last: int, exclusive: bool) -> Held | None:
         """Hold the range if it can be had without waiting, and without overtaking anybody."""

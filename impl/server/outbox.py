@@ -62,6 +62,7 @@ class Outbox:
         self._sock = sock
         self._items: deque[Outgoing] = deque()
         self._size_bytes = 0
+        self._sent_bytes = 0
         self._changing = threading.Lock()
         self._sending = False
         self._sent = threading.Condition(self._changing)  # that nobody sends any more, for `close`
@@ -71,6 +72,16 @@ class Outbox:
     def size_bytes(self) -> int:
         """Memory taken by what waits; slices of files take none."""
         return self._size_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """How much has been sent so far: whether a client reads is seen by its growing."""
+        return self._sent_bytes
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is kept any more: the client does not hear us, or `close` was called."""
+        return self._closed
 
     def __len__(self) -> int:
         """How many items wait; each is an object of its own, however few its bytes."""
@@ -161,6 +172,7 @@ class Outbox:
     def _send_buffers(self, buffers: list[bytes | bytearray | memoryview]) -> None:
         sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
         with self._changing:
+            self._sent_bytes += sent
             if self._closed:
                 return
             self._size_bytes -= sent
@@ -186,6 +198,7 @@ class Outbox:
         for _ in range(2):
             sent, failure = self._sendfile(item)
             with self._changing:
+                self._sent_bytes += sent
                 if self._closed:
                     return True
                 if sent == 0:

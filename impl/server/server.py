@@ -163,9 +163,12 @@ class Server:
             if listener.fileno() >= 0:
                 self._close_listener(listener)
         with self._lock:
-            sessions = list(self._sessions.items())
-        for session, loop in sessions:
-            loop.call_soon(session.abort if again else session.stop)
+            sessions = list(self._sessions)
+        for session in sessions:
+            if again:
+                session.abort()
+            else:
+                session.stop()
         if again:
             self._give_up()
         else:
@@ -182,9 +185,9 @@ class Server:
     def _give_up(self) -> None:
         """Leave although requests are in flight; they die with the process."""
         with self._lock:
-            left = len(self._sessions)
+            left = [session for session in self._sessions if session.is_busy]
         if left:
-            log.warning("leaving %d clients whose requests did not finish", left)
+            log.warning("leaving %d clients whose requests did not finish", len(left))
             self._clean = False
         self._loop.stop()
 
