@@ -71,6 +71,15 @@ class Bench:
         """To be reached into."""
         return self._serving.server
 
+    @property
+    def thread(self):
+        """What the server runs on."""
+        return self._serving.thread
+
+    def stop(self):
+        """End it as SIGTERM would, and wait until it has gone."""
+        self._serving.stop()
+
     def session(self):
         """That of the one client there is."""
         (session,) = self.server._sessions
