@@ -350,8 +350,9 @@ class Commands:
                 return self._done(request)
 
             if overlay.cache_mode in ("read", "cow"):
+                # A chunk is let go of when the next one has been read.
                 chunk_bytes = max(CACHE_CHUNK_BYTES, min(overlay.block_size, overlay.size))
-                return self._later(request, work, Place.BASE, chunk_bytes + state_bytes)
+                return self._later(request, work, Place.BASE, 2 * chunk_bytes + state_bytes)
             if overlay.cache_mode == "ignore" and self._is_small(request):
                 return work()
             return self._later(request, work, Place.LONG, state_bytes)

@@ -22,6 +22,9 @@ from impl.server.session import Session
 GRACE_S = 30.0
 ACCEPT_RETRY_S = 0.1
 SOCKET_BUFFER_BYTES = 1 << 20
+# A client that vanishes together with its machine, or its network, is noticed within some two minutes, and no longer
+# takes a thread and three descriptors.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("cowproof.server")
@@ -134,6 +137,7 @@ class Server:
 
     def _open(self, sock: socket.socket) -> bool:
         """Serve one client on a thread of its own; False, and the socket closed, if that cannot be."""
+        loop = None
         try:
             client = describe_client(sock)
             _tune(sock)
@@ -141,6 +145,8 @@ class Server:
             session = Session(sock, client, self._exports, self._default, self._threads, loop, loop.stop)
         except OSError as error:
             log.warning("cannot serve a client: %s", error)
+            if loop is not None:
+                loop.close()
             sock.close()
             return False
         with self._lock:
@@ -212,9 +218,12 @@ class Server:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Small replies at once, large ones in few calls."""
+    """Small replies at once, large ones in few calls; and be told when the client's machine has gone."""
     if sock.family == socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

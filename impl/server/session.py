@@ -47,6 +47,8 @@ PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 HANDSHAKE_RECEIVE_BYTES = 64 << 10
 # One client may not keep a loop for longer than this many receives.
 RECEIVES_MAX = 16
+# A client that is silent for so long in the middle of the handshake wants nothing of us, or is no client.
+HANDSHAKE_SILENCE_S = 60.0
 # After so long, what has been answered is sent, and whatever else the loop has to do is done, before the next request.
 TURN_S = 0.005
 # How long a client that has stopped reading is waited for by a server that has nothing else left to do.
@@ -89,6 +91,7 @@ class Session:
         self._handshake: ServerHandshake | None = ServerHandshake(
             {name: export.info for name, export in exports.items()}, default
         )
+        self._heard_count = 0  # during the handshake
         self._reader: RequestReader | None = None
         self._commands: Commands | None = None
         self._outbox = Outbox(sock)
@@ -120,6 +123,21 @@ class Session:
         assert self._handshake is not None
         self._outbox.add([self._handshake.data_to_send()])
         self._guarded(self._update)
+        self._expect_handshake()
+
+    def _expect_handshake(self) -> None:
+        heard_count = self._heard_count
+
+        def look() -> None:
+            if self._ended or self._handshake is None:
+                return
+            if self._heard_count > heard_count:
+                self._expect_handshake()
+                return
+            log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
+            self._end()
+
+        self._loop.call_later(HANDSHAKE_SILENCE_S, look)
 
     def _drain(self) -> None:
         self._draining = True
@@ -191,6 +209,7 @@ class Session:
         """Receive a part of the handshake. 0 at the end of file."""
         data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT)
         if data:
+            self._heard_count += 1
             self._haggle(data)
         return len(data)
 
