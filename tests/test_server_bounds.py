@@ -222,6 +222,27 @@ def test_a_large_block_is_not_fetched_by_the_loop():
         assert place_of(commands_of(export), ask(C.WRITE, 1, 1, payload=b"x")) is None
 
 
+def test_a_request_that_fails_before_it_wants_the_range_that_it_waited_for_gives_it_back():
+    with exported(Slow()) as export:
+        commands, lock = commands_of(export), export.overlay.ranges
+        attempts = []
+
+        def work(overlay):
+            attempts.append(overlay)
+            if len(attempts) == 2:
+                raise MemoryError
+            with overlay.ranges.exclusive(0, 0):
+                return []
+
+        holder = lock.at_once(0, 0, True)
+        later = commands._on_overlay(ask(C.TRIM, 0, 1), work, 0)
+        later.granted.ask(lambda: None)
+        holder.__exit__(None, None, None)
+        assert later.run(), "the client is told"
+        assert len(attempts) == 2
+        assert lock.at_once(0, 0, True) is not None
+
+
 # Clients that say nothing.
 
 

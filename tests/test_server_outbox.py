@@ -433,7 +433,10 @@ class Sink:
         return sum(map(len, buffers))
 
 
-@pytest.mark.parametrize("before", range(1, 5))
+FLUSH_STEPS = 4  # at least so many steps has a flush that sends one reply
+
+
+@pytest.mark.parametrize("before", range(1, 3 * FLUSH_STEPS))
 def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_one_of_them(before):
     """Between its steps, that is: a step is what happens while it holds the lock, so what is sent is a matter of these
     orders alone, and not of when one processor sees what another has written.
@@ -451,8 +454,8 @@ def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_o
     outbox.add([b"first"])
     outbox._changing = late
     assert outbox.flush() is True
-    assert added, "a flush has fewer steps than it had when this was written"
-    assert sink.sent == [b"first", b"second"]
+    assert added or before > FLUSH_STEPS
+    assert sink.sent == ([b"first", b"second"] if added else [b"first"])
     assert not outbox
 
 

@@ -282,6 +282,51 @@ def test_of_a_client_that_has_gone_what_changes_something_happens_and_what_would
     assert made.overlay.pread(5 * BLOCK, 200) == PART[:10] * 20
 
 
+def test_that_a_client_has_gone_is_noticed_while_nothing_is_taken_from_it(bench, monkeypatch):
+    """It is told once, whatever is waited for, and not again and again."""
+    monkeypatch.setattr("impl.server.session.PAUSE_REQUESTS", 2)
+    made = bench(threads=1)
+    client = made.raw_client()
+    session = made.session()
+    gate = made.base.gate = Gate()
+    gate.shut()
+    client.send(b"".join(request(READ, cookie, HELD, BLOCK) for cookie in range(5)))
+    gate.wait_for_arrival()
+    eventually(session._is_paused, "nothing is taken any more")
+    client.socket.close()
+    eventually(lambda: session._is_gone, "the server knows that it has gone")
+    eventually(lambda: session._interest is None, "it does not want to hear it again")
+    del made.base.reads[:]
+    gate.open()
+    eventually(lambda: not made.server._sessions, "the server has done with it")
+    assert made.base.reads == [(HELD, BLOCK)]
+
+
+def test_what_a_client_sent_before_it_hung_up_is_taken_before_there_is_room_for_more(bench, monkeypatch, caplog):
+    """The receive buffer is full of requests when the end comes. The clock goes on whenever it is looked at."""
+    clock = itertools.count()
+    monkeypatch.setattr("impl.server.session.monotonic", lambda: next(clock) / 1000)
+    made = bench()
+    client = made.raw_client()
+    session = made.session()
+    flushes, gate = [], Gate()
+
+    def sync():
+        flushes.append(1)
+        if len(flushes) == 500:
+            gate.pass_through()
+
+    monkeypatch.setattr(made.overlay.store, "sync", sync, raising=False)
+    gate.shut()
+    client.send(b"".join(request(FLUSH, cookie) for cookie in range(4000)))
+    gate.wait_for_arrival()
+    client.socket.close()
+    gate.open()
+    eventually(lambda: session._ended and not made.server._sessions, "the server has done with it")
+    assert len(flushes) == 4000
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_a_cache_ends_when_its_client_has_gone(bench, monkeypatch):
     monkeypatch.setattr("impl.overlay.overlay.CACHE_CHUNK_BYTES", BLOCK)
     made = bench(cache_mode="read")

@@ -181,11 +181,6 @@ class Session:
                 count = self._receive_handshake() if self._reader is None else self._receive_requests(self._reader)
             except BlockingIOError:
                 return
-            except OSError as error:
-                if error.errno not in GONE:
-                    raise
-                self._is_gone = True
-                count = 0
             if count == 0:
                 self._heard_all()
                 return
