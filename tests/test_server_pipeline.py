@@ -338,6 +338,8 @@ def test_every_request_is_answered_once_and_every_write_that_was_acknowledged_is
                 elif errors.get(cookie) == ESHUTDOWN:
                     assert found == DATA[offset : offset + len(payload)], f"seed {seed}: write {cookie} was refused"
         finally:
+            if end == "stop":  # once is enough
+                running.thread.join(ANSWER_S)
             running.stop()
             export.close()
         assert running.server._clean

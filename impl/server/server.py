@@ -176,7 +176,7 @@ class Server:
             else:
                 session.stop()
         if again:
-            self._give_up()
+            self._leave(len(sessions), "who were not waited for")
         else:
             self._loop.call_later(self._grace_s, self._give_up)
             self._end_if_idle()
@@ -189,11 +189,14 @@ class Server:
         listener.close()
 
     def _give_up(self) -> None:
-        """Leave although requests are in flight; they die with the process."""
+        """Leave although requests are in flight; they die with the process. Who only has to read is not waited for."""
         with self._lock:
-            left = [session for session in self._sessions if session.is_busy]
-        if left:
-            log.warning("leaving %d clients whose requests did not finish", len(left))
+            busy = [session for session in self._sessions if session.is_busy]
+        self._leave(len(busy), "whose requests did not finish")
+
+    def _leave(self, client_count: int, why: str) -> None:
+        if client_count:
+            log.warning("leaving %d clients %s", client_count, why)
             self._clean = False
         self._loop.stop()
 
