@@ -347,6 +347,18 @@ def a_trim_makes_room_in_a_full_store(make: Make) -> None:
 
 
 @claim(needs="store")
+def a_trim_gives_back_what_a_copy_left_that_could_not_be_kept(make: Make) -> None:
+    """Though its blocks never held anything."""
+    with _device(make, copy_on_read=True) as device:
+        device.subject.break_store(2 * BLOCK + 512)
+        device.reads(0, device.base)
+        device.states(N, N, N, N)
+        device.done(Trim(0, 4 * BLOCK))
+        device.done(Write(2 * BLOCK, b"x" * 2 * BLOCK))
+        device.reads(0, bytes(2 * BLOCK) + b"x" * 2 * BLOCK)
+
+
+@claim(needs="store")
 def an_overlay_that_cannot_be_written_changes_no_block_that_held_nothing(make: Make) -> None:
     """However far the request got before its disk gave up; the client is told EIO."""
     requests = (

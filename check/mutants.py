@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from check.races import RangesClass
 from check.subjects import OverlayClass
 from impl.overlay.blocks import block_count, split
-from impl.overlay.overlay import FromBase, Overlay, Segment, Zeroes
+from impl.overlay.overlay import Fetched, FromBase, Overlay, Segment, Zeroes
 from impl.overlay.rangelock import Held, RangeLock, Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, runs
 from impl.overlay.store import Buffer
@@ -39,10 +39,6 @@ class _Passing:
     def exclusive(self, first: int, last: int) -> Held:
         """As the original."""
         return self._ranges.exclusive(first, last)
-
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """As the original."""
-        return self._ranges.is_free(first, last, exclusive)
 
 
 class NoLock(_Passing):
@@ -131,11 +127,11 @@ def _always(overlay: Overlay, *arguments: object, **named: object) -> bool:
     return True
 
 
-def _covers_whole_blocks(overlay: Overlay, offset: int, data: Buffer) -> bool:
+def _covers_whole_blocks(overlay: Overlay, offset: int, data: Buffer, *_: object) -> bool:
     return not split(offset, len(data), overlay.block_size, overlay.size).partial()
 
 
-def _covers_parts(overlay: Overlay, offset: int, data: Buffer) -> bool:
+def _covers_parts(overlay: Overlay, offset: int, data: Buffer, *_: object) -> bool:
     return not _covers_whole_blocks(overlay, offset, data)
 
 
@@ -171,8 +167,7 @@ LOCKS = {
     "write whole": LockedPlace("write", _covers_whole_blocks),
     "write parts": LockedPlace("write", _covers_parts),
     "zero": LockedPlace("zero"),
-    "extents": LockedPlace("extents"),
-    "cache": LockedPlace("cache"),
+    "note": LockedPlace("note"),
 }
 
 
@@ -266,11 +261,13 @@ class DecidesFastBeforeTheLock(Overlay):
 
     __slots__ = ()
 
-    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+    def zero(
+        self, offset: int, length: int, no_hole: bool = False, fast: bool = False, fetched: Fetched | None = None
+    ) -> None:
         """As the original, but for when it decides."""
         if fast and not self._is_fast(split(offset, length, self.block_size, self.size).partial(), no_hole):
             raise OSError(errno.ENOTSUP, "zeroing this range means writing data")
-        super().zero(offset, length, no_hole)
+        super().zero(offset, length, no_hole, fetched=fetched)
 
 
 class _Holding(Overlay):
@@ -303,10 +300,10 @@ class MergesWithTheBaseUnderTheLock(_Holding):
 
     __slots__ = ()
 
-    def write(self, offset: int, data: Buffer) -> None:
+    def write(self, offset: int, data: Buffer, fetched: Fetched | None = None) -> None:
         """Holds before it fetches."""
         with self.ranges.exclusive(*self._blocks(offset, len(data))):
-            self._unlocked().write(offset, data)
+            self._unlocked().write(offset, data, fetched)
 
 
 class ZeroesFetchUnderTheLock(_Holding):
@@ -314,10 +311,12 @@ class ZeroesFetchUnderTheLock(_Holding):
 
     __slots__ = ()
 
-    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+    def zero(
+        self, offset: int, length: int, no_hole: bool = False, fast: bool = False, fetched: Fetched | None = None
+    ) -> None:
         """Holds before it fetches."""
         with self.ranges.exclusive(*self._blocks(offset, length)):
-            self._unlocked().zero(offset, length, no_hole, fast)
+            self._unlocked().zero(offset, length, no_hole, fast, fetched)
 
 
 class CachesUnderTheLock(_Holding):
@@ -410,6 +409,21 @@ class TrimsGiveNothingBack(Overlay):
         self.states.fill(first, end, ALLOCATED if no_hole else TRIMMED)
 
 
+class TrimsGiveBackWhatWasHeld(Overlay):
+    """Gives the space of those blocks back that were ALLOCATED."""
+
+    __slots__ = ()
+
+    def _zero_whole(self, first: int, end: int, no_hole: bool) -> None:
+        states = self.states.get(first, end)
+        if no_hole:
+            super()._zero_whole(first, end, no_hole)
+        self.states.fill(first, end, ALLOCATED if no_hole else TRIMMED)
+        for run in runs(states, first):
+            if run.state == ALLOCATED and not no_hole:
+                self._punch(run.first, run.end)
+
+
 class PunchesOrFails(Overlay):
     """Fails a request because space could not be given back."""
 
@@ -449,10 +463,12 @@ class FetchesForFastZeroes(Overlay):
 
     __slots__ = ()
 
-    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
+    def zero(
+        self, offset: int, length: int, no_hole: bool = False, fast: bool = False, fetched: Fetched | None = None
+    ) -> None:
         """As the original, after a look at the base."""
-        self._fetch_partial(split(offset, length, self.block_size, self.size).partial())
-        super().zero(offset, length, no_hole, fast)
+        self.fetch_blocks(self.missing(self.partial_blocks(offset, length)))
+        super().zero(offset, length, no_hole, fast, fetched)
 
 
 class NoZeroFill(Overlay):
@@ -543,14 +559,10 @@ MUTANTS = [
     _one_lock("zero", Shared, "a_read_beside_a_zero_of_two_blocks"),
     _one_lock("zero", FirstBlockOnly, "a_read_of_the_middle_of_a_zero"),
     _one_lock("zero", LastBlockOnly, "a_read_of_the_middle_of_a_zero"),
-    _one_lock("extents", NoLock, "extents_beside_a_zero_of_two_parts"),
-    _one_lock("extents", FirstBlockOnly, "extents_beside_a_zero_of_two_parts"),
-    _one_lock("extents", LastBlockOnly, "extents_beside_a_zero_of_two_parts"),
-    _one_lock("extents", Exclusive, "two_looks_at_one_block_side_by_side"),
-    _one_lock("cache", NoLock, "a_cache_of_more_than_a_write_changes"),
-    _one_lock("cache", FirstBlockOnly, "a_cache_of_more_than_a_write_changes"),
-    _one_lock("cache", LastBlockOnly, "a_cache_of_more_than_a_write_changes"),
-    _one_lock("cache", Exclusive, "two_looks_at_one_block_side_by_side"),
+    _one_lock("note", NoLock, "extents_beside_a_zero_of_two_parts"),
+    _one_lock("note", FirstBlockOnly, "extents_beside_a_zero_of_two_parts"),
+    _one_lock("note", LastBlockOnly, "a_cache_of_more_than_a_write_changes"),
+    _one_lock("note", Exclusive, "two_looks_at_one_block_side_by_side"),
     _overlay(NoSecondLookAtWrites, "a_write_of_part_beside_a_write_of_the_whole"),
     _overlay(SecondLookMissesTrims, "a_write_of_part_beside_a_trim"),
     _overlay(NoSecondLookAtZeroes, "a_trim_of_part_beside_another_write_of_part"),
@@ -571,6 +583,7 @@ MUTANTS = [
     _overlay(ZeroesGiveNothingBack, "a_full_store_gives_back_what_a_failed_request_left_in_it"),
     _overlay(GivesAllBack, "a_full_store_keeps_the_space_of_what_was_acknowledged"),
     _overlay(TrimsGiveNothingBack, "a_trim_makes_room_in_a_full_store"),
+    _overlay(TrimsGiveBackWhatWasHeld, "a_trim_gives_back_what_a_copy_left_that_could_not_be_kept"),
     _overlay(PunchesOrFails, "a_trim_is_done_though_its_space_cannot_be_given_back"),
     _overlay(CopiesOrFails, "copy_on_read_succeeds_though_its_copy_cannot_be_kept"),
     _overlay(KeepsAsItFetches, "copy_on_read_copies_nothing_when_a_part_cannot_be_read"),

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from raw_nbd import RawClient
 
 from check.gates import Gate, GatedBase, GatedStore
 from check.mutants import NoSecondLookAtCopies, NoSecondLookAtWrites, NoSecondLookAtZeroes
@@ -43,7 +44,9 @@ NEW = b"\xf1" * BLOCK
 class Bench:
     """A server on an overlay with gates in its base and its store."""
 
-    def __init__(self, path, overlay_class=Overlay, copy_on_read=False, cache_mode="ignore"):
+    def __init__(
+        self, path, overlay_class=Overlay, copy_on_read=False, cache_mode="ignore", threads=THREADS, grace_s=1
+    ):
         self.base = GatedBase(Setup(BASE, BLOCK))
         self._file = memory_store(len(BASE))
         self.store = GatedStore(self._file)
@@ -56,10 +59,37 @@ class Bench:
             cache_mode=cache_mode,
             copy_on_read=(lambda: True) if copy_on_read else never,
         )
+        self.overlay = overlay
+        self.path = path / "s"
         info = ExportInfo("", len(BASE), "", transmission_flags(False))
-        self._serving = serve_export(Export(info, overlay, self.base, self._file), str(path / "s"), THREADS, grace_s=1)
+        self._serving = serve_export(Export(info, overlay, self.base, self._file), str(self.path), threads, grace_s)
         self._gates = []
         self._clients = []
+
+    @property
+    def server(self):
+        """To be reached into."""
+        return self._serving.server
+
+    @property
+    def thread(self):
+        """What the server runs on."""
+        return self._serving.thread
+
+    def stop(self):
+        """End it as SIGTERM would, and wait until it has gone."""
+        self._serving.stop()
+
+    def session(self):
+        """That of the one client there is."""
+        (session,) = self.server._sessions
+        return session
+
+    def raw_client(self):
+        """One more connection, without the manners of `client`."""
+        client = RawClient(self.path)
+        self._clients.append(client.socket)
+        return client
 
     def client(self):
         """One more connection."""

@@ -406,6 +406,59 @@ def test_nobody_waits_for_the_thread_that_sends_and_it_sends_what_they_added():
         assert not outbox
 
 
+class LatecomersLock:
+    """A lock that lets something happen just before one of its acquisitions: where another thread could come in."""
+
+    def __init__(self, lock, before, what):
+        self._lock, self._left, self._what = lock, before, what
+
+    def __enter__(self):
+        self._left -= 1
+        if self._left == 0:
+            self._what()
+        return self._lock.__enter__()
+
+    def __exit__(self, *_):
+        return self._lock.__exit__(*_)
+
+
+class Sink:
+    """A socket that takes everything."""
+
+    def __init__(self):
+        self.sent = []
+
+    def sendmsg(self, buffers, *_):
+        self.sent += map(bytes, buffers)
+        return sum(map(len, buffers))
+
+
+FLUSH_STEPS = 4  # at least so many steps has a flush that sends one reply
+
+
+@pytest.mark.parametrize("before", range(1, 3 * FLUSH_STEPS))
+def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_one_of_them(before):
+    """Between its steps, that is: a step is what happens while it holds the lock, so what is sent is a matter of these
+    orders alone, and not of when one processor sees what another has written.
+    """
+    outbox, added = Outbox(sink := Sink()), []
+    lock = outbox._changing
+
+    def other():
+        outbox._changing = lock
+        outbox.add([b"second"])
+        added.append(outbox.flush())
+        outbox._changing = late
+
+    late = LatecomersLock(lock, before, other)
+    outbox.add([b"first"])
+    outbox._changing = late
+    assert outbox.flush() is True
+    assert added or before > FLUSH_STEPS
+    assert sink.sent == ([b"first", b"second"] if added else [b"first"])
+    assert not outbox
+
+
 def test_close_waits_until_no_thread_uses_the_socket():
     with one_thread_sending() as (outbox, sock, sender, results):
         outbox.add([b"never sent"])

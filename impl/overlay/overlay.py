@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from impl.extents import Extent, coalesce
 from impl.overlay.blocks import block_count, covers_whole_blocks, edges, end_of, part_in, split, touched
+from impl.overlay.parking import WouldWait
 from impl.overlay.rangelock import Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, States, runs
 from impl.overlay.store import Buffer, Store
@@ -52,6 +53,9 @@ class FromBase(NamedTuple):
 
 Segment = bytes | memoryview | Zeroes | FromBase
 
+# Blocks of the base, whole. What is not among them was not NOT_ALLOCATED when they were fetched, and never will be.
+Fetched = dict[int, bytes]
+
 
 class ReadableBase(Protocol):
     """The part of a base that the overlay uses."""
@@ -71,6 +75,11 @@ class ReadableBase(Protocol):
 def never() -> bool:
     """The switch of an overlay that does not copy on read."""
     return False
+
+
+def always() -> bool:
+    """The wish of a caller who waits to the end."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +146,13 @@ class Overlay:
         return self.store.pread(offset, length)
 
     def _read_copying(self, offset: int, length: int) -> list[Segment]:
-        """A read that keeps what it fetched: whole blocks, and only those that nobody has changed meanwhile.
+        return self.copied(self.look(offset, length))
+
+    def copied(self, seen: Sequence[Segment]) -> list[Segment]:
+        """What a look has found, the base's parts fetched and kept: whole blocks, if nobody has changed them meanwhile.
 
         All is fetched before any is kept, so a base that cannot be read has changed nothing.
         """
-        seen = self.look(offset, length)
         fetched = {part: self._fetch_whole_blocks(part) for part in seen if isinstance(part, FromBase)}
         for first, data in fetched.values():
             try:
@@ -156,17 +167,24 @@ class Overlay:
         first, last = touched(part.offset, part.length, self.block_size)
         return first, memoryview(self._read_base_blocks(first, last + 1))
 
-    def _cut_out(self, part: FromBase, first: int, data: memoryview) -> memoryview:
+    def _cut_out(self, part: FromBase, first: int, data: memoryview) -> bytes | memoryview:
+        """A part of what was fetched; a small one is copied, for a view of it would keep all of it in memory."""
         skipped = part.offset - first * self.block_size
-        return data[skipped : skipped + part.length]
+        view = data[skipped : skipped + part.length]
+        return view if 2 * len(view) >= len(data) else bytes(view)
 
     def _keep(self, first: int, data: memoryview) -> None:
         """Store the base's `data`, from block `first` on, in those blocks that are still NOT_ALLOCATED.
 
         Shared is enough: writers are kept out, and two readers that copy the same block write the same bytes.
+        A copy is not worth waiting for: where that is not wanted (AtOnce), and somebody changes a block, none is kept.
         """
         end = first + block_count(len(data), self.block_size)
-        with self.ranges.shared(first, end - 1):
+        try:
+            held = self.ranges.shared(first, end - 1)
+        except WouldWait:
+            return
+        with held:
             for run in runs(self.states.get(first, end), first):
                 if run.state == NOT_ALLOCATED:
                     part = data[(run.first - first) * self.block_size : (run.end - first) * self.block_size]
@@ -175,21 +193,25 @@ class Overlay:
 
     # Writing
 
-    def write(self, offset: int, data: Buffer) -> None:
-        """Replace the range by `data`."""
+    def write(self, offset: int, data: Buffer, fetched: Fetched | None = None) -> None:
+        """Replace the range by `data`.
+
+        fetched:  what `fetch_blocks` gave for those of its `partial_blocks` that were `missing`, however long ago.
+        """
         first, last, before, after = edges(offset, len(data), self.block_size, self.size)
         if not before and not after:
             with self.ranges.exclusive(first, last):
                 self._write_blocks(first, last, offset, [data])
             return
-        fetched = self._fetch_partial(([first] if before else []) + ([last] if after else []))
+        if fetched is None:
+            fetched = self.fetch_blocks(self.missing(([first] if before else []) + ([last] if after else [])))
         with self.ranges.exclusive(first, last):
             # What is left of a block that is not ALLOCATED has to be written too.
             head = self._kept_part(first, fetched, 0, before) if before else b""
             tail = self._kept_part(last, fetched, -after, None) if after else b""
             self._write_blocks(first, last, offset - len(head), [part for part in (head, data, tail) if part])
 
-    def _kept_part(self, block: int, fetched: dict[int, bytes], from_: int, to: int | None) -> Buffer:
+    def _kept_part(self, block: int, fetched: Fetched, from_: int, to: int | None) -> Buffer:
         """The part [from_:to] of a block that is about to become ALLOCATED; empty where it is so already."""
         state = self.states.get(block, block + 1)[0]
         if state == ALLOCATED:
@@ -228,15 +250,21 @@ class Overlay:
 
     # Zeroes
 
-    def trim(self, offset: int, length: int) -> None:
-        """Make the range read as zeroes and give the space of its whole blocks back."""
-        self.zero(offset, length)
+    def trim(self, offset: int, length: int, fetched: Fetched | None = None) -> None:
+        """Make the range read as zeroes and give the space of its whole blocks back; `fetched` as of a write."""
+        self.zero(offset, length, fetched=fetched)
 
-    def zero(self, offset: int, length: int, no_hole: bool = False, fast: bool = False) -> None:
-        """Make the range read as zeroes: with `no_hole`, with space of its own; with `fast`, without writing."""
+    def zero(
+        self, offset: int, length: int, no_hole: bool = False, fast: bool = False, fetched: Fetched | None = None
+    ) -> None:
+        """Make the range read as zeroes: with `no_hole`, with space of its own; with `fast`, without writing.
+
+        fetched:  as of a write; not needed when `fast`.
+        """
         pieces = split(offset, length, self.block_size, self.size)
         partial = pieces.partial()
-        fetched = {} if fast else self._fetch_partial(partial)
+        if fetched is None:
+            fetched = {} if fast else self.fetch_blocks(self.missing(partial))
         with self.ranges.exclusive(pieces.first, pieces.last):
             if fast and not self._is_fast(partial, no_hole):
                 raise OSError(errno.ENOTSUP, "zeroing this range means writing data")
@@ -249,7 +277,7 @@ class Overlay:
         """Whether no data has to be written: by state, never by what the data is."""
         return not no_hole and all(self.states.get(block, block + 1)[0] == TRIMMED for block in partial)
 
-    def _zero_part(self, block: int, offset: int, end: int, no_hole: bool, fetched: dict[int, bytes]) -> None:
+    def _zero_part(self, block: int, offset: int, end: int, no_hole: bool, fetched: Fetched) -> None:
         """Zero the part of one block that lies in [offset, end)."""
         start, length = part_in(offset, end - offset, block, block + 1, self.block_size)
         state = self.states.get(block, block + 1)[0]
@@ -267,12 +295,10 @@ class Overlay:
         if no_hole:
             self._provide_zeroes(first, end)
             return
-        states = self.states.get(first, end)
-        # State and hole may come in either order: nobody sees one without the other, and a hole fails nobody.
+        # State and hole may come in either order: nobody sees one without the other, and a hole fails nobody. Blocks
+        # that are not ALLOCATED may have space too: a copy that could not be kept whole has left it there.
         self.states.fill(first, end, TRIMMED)
-        for run in runs(states, first):
-            if run.state == ALLOCATED:
-                self._punch(run.first, run.end)
+        self._punch(first, end)
 
     def _provide_zeroes(self, first: int, end: int) -> None:
         """Whole blocks of zeroes that have their space."""
@@ -292,18 +318,27 @@ class Overlay:
         The lock is there for what it saves: a block that is being written just now is not fetched in vain. Bytes do
         not depend on it, for a state that is out of date costs a read of the base, and `_keep` looks again.
         """
+        self.cache_noted(*self.note(offset, length))
+
+    def note(self, offset: int, length: int) -> tuple[int, bytes]:
+        """The first block of the range, and the states of all of its blocks at one instant."""
         first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
-            states = self.states.get(first, last + 1)
+            return first, self.states.get(first, last + 1)
+
+    def cache_noted(self, first: int, states: bytes, is_wanted: Callable[[], bool] = always) -> None:
+        """Bring blocks closer whose states have been noted, as long as that is wanted: it can take very long."""
         for run in runs(states, first):
+            if not is_wanted():
+                return
             start = run.first * self.block_size
             length = self._end_of(run.end - 1) - start
             if run.state == ALLOCATED:
                 self.store.prefetch(start, length)
             elif run.state == NOT_ALLOCATED:
-                self._cache_from_base(run.first, run.end)
+                self._cache_from_base(run.first, run.end, is_wanted)
 
-    def _cache_from_base(self, first: int, end: int) -> None:
+    def _cache_from_base(self, first: int, end: int, is_wanted: Callable[[], bool]) -> None:
         if self.cache_mode == "passthrough":
             start = first * self.block_size
             self.base.prefetch(start, self._end_of(end - 1) - start)
@@ -311,6 +346,8 @@ class Overlay:
             # By chunks: a request may cover the whole device, and memory is bounded.
             step = max(CACHE_CHUNK_BYTES // self.block_size, 1)
             for chunk in range(first, end, step):
+                if not is_wanted():
+                    return
                 chunk_end = min(chunk + step, end)
                 data = self._read_base_blocks(chunk, chunk_end)
                 if self.cache_mode == "cow":
@@ -318,9 +355,7 @@ class Overlay:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """What the range consists of, as of one instant; the base's own extents follow as they are asked for."""
-        first, last = touched(offset, length, self.block_size)
-        with self.ranges.shared(first, last):
-            states = self.states.get(first, last + 1)
+        first, states = self.note(offset, length)
         return coalesce(self._extents(offset, length, states, first))
 
     def _extents(self, offset: int, length: int, states: bytes, first: int) -> Iterator[Extent]:
@@ -336,46 +371,37 @@ class Overlay:
         """Make what was acknowledged as durable as the store makes anything."""
         self.store.sync()
 
-    # Where a request should run. Hints for choosing a thread: nothing is wrong if they are out of date.
+    # What a change needs of the base. It is read with no lock held.
 
-    def would_wait_to_look(self, offset: int, length: int) -> bool:
-        """Whether somebody changes a part of the range just now."""
-        first, last = touched(offset, length, self.block_size)
-        return not self.ranges.is_free(first, last, False)
-
-    def would_wait_to_change(self, offset: int, length: int) -> bool:
-        """Whether somebody uses a part of the range just now."""
-        first, last = touched(offset, length, self.block_size)
-        return not self.ranges.is_free(first, last, True)
-
-    def would_wait_for_base(self, offset: int, length: int) -> bool:
-        """Whether a block that the range covers in part has to be fetched, and the base is not ready to give it."""
+    def partial_blocks(self, offset: int, length: int) -> Sequence[int]:
+        """The blocks, at most two, that the range covers in part."""
         if covers_whole_blocks(offset, length, self.block_size, self.size):
-            return False  # by far the most frequent
-        for block in split(offset, length, self.block_size, self.size).partial():
-            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED:
-                start = block * self.block_size
-                if not self.base.is_ready(start, self._end_of(block) - start):
-                    return True
-        return False
+            return ()  # by far the most frequent
+        return split(offset, length, self.block_size, self.size).partial()
+
+    def missing(self, blocks: Sequence[int]) -> Sequence[int]:
+        """Those of the blocks that look NOT_ALLOCATED, so that the base has to be read for a change of parts of them.
+
+        Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
+        a block that no longer is NOT_ALLOCATED when the lock is held never is again.
+        """
+        states = self.states
+        return [block for block in dict.fromkeys(blocks) if states.get(block, block + 1)[0] == NOT_ALLOCATED]
+
+    def would_wait_to_fetch(self, blocks: Sequence[int]) -> bool:
+        """Whether the base is not ready to give them: a hint for choosing a thread, and out of date at once."""
+        starts = [block * self.block_size for block in blocks]
+        return not all([self.base.is_ready(start, min(self.block_size, self.size - start)) for start in starts])
+
+    def fetch_blocks(self, blocks: Sequence[int]) -> Fetched:
+        """The base's content of the blocks; takes no lock, and waits only for the base."""
+        return {block: self._read_base_blocks(block, block + 1) for block in blocks}
 
     # The base
 
     def _end_of(self, block: int) -> int:
         """The offset just past a block."""
         return end_of(block, self.block_size, self.size)
-
-    def _fetch_partial(self, blocks: Sequence[int]) -> dict[int, bytes]:
-        """The base's content of those blocks that look NOT_ALLOCATED, read with no lock held.
-
-        Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
-        a block that no longer is NOT_ALLOCATED when the lock is held never is again.
-        """
-        return {
-            block: self._read_base_blocks(block, block + 1)
-            for block in dict.fromkeys(blocks)
-            if self.states.get(block, block + 1)[0] == NOT_ALLOCATED
-        }
 
     def _read_base_blocks(self, first: int, end: int) -> bytes:
         start = first * self.block_size

@@ -4,6 +4,9 @@ A request takes one lock over all its blocks at once, so no request holds one lo
 there is no deadlock. It waits exactly for the requests that came before it, overlap it, and are not both shared;
 so disjoint ranges never wait for each other, and a stream of readers cannot starve a writer.
 
+Whoever has a thread to spare waits in it (`shared`, `exclusive`); whoever has not takes the range if it is free
+(`at_once`), or leaves word and is called when it is his (`ask`). All of them stand in one queue.
+
 Shapes:  a range is (first, last), both inclusive, in blocks.
 Locks:   `_mutex` protects `_queue`, all requests that hold or wait, in order of arrival. A range held is not a
          lock in the queue's order: nobody takes `_mutex` for longer than a scan of the queue.
@@ -13,6 +16,7 @@ Omits:   upgrades and downgrades (rule 2 of the design needs none), and timeouts
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
@@ -36,20 +40,30 @@ class Ranges(Protocol):
 
     def exclusive(self, first: int, last: int) -> Held: ...
 
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool: ...
-
 
 class _Ticket:
-    """One request in the queue. Immutable; two tickets are the same only if they are one object."""
+    """One request in the queue. Immutable; two tickets are the same only if they are one object.
 
-    __slots__ = ("exclusive", "first", "last", "lock", "wakeup")
+    wakeup, when_held:  how the one who waits for it is told: at most one of them, neither if it never had to wait.
+    """
 
-    def __init__(self, lock: RangeLock, first: int, last: int, exclusive: bool, wakeup: Condition | None) -> None:
+    __slots__ = ("exclusive", "first", "last", "lock", "wakeup", "when_held")
+
+    def __init__(
+        self,
+        lock: RangeLock,
+        first: int,
+        last: int,
+        exclusive: bool,
+        wakeup: Condition | None = None,
+        when_held: Callable[[Held], None] | None = None,
+    ) -> None:
         self.lock = lock
         self.first = first
         self.last = last
         self.exclusive = exclusive
         self.wakeup = wakeup
+        self.when_held = when_held
 
     def __enter__(self) -> _Ticket:
         return self
@@ -65,6 +79,14 @@ _Queue = tuple[_Ticket, ...]
 
 def _conflicts(ticket: _Ticket, first: int, last: int, exclusive: bool) -> bool:
     return ticket.first <= last and first <= ticket.last and (exclusive or ticket.exclusive)
+
+
+def _is_free(queue: _Queue, first: int, last: int, exclusive: bool) -> bool:
+    """Whether nobody in the queue stands in the way of one who comes now."""
+    for earlier in queue:
+        if _conflicts(earlier, first, last, exclusive):
+            return False
+    return True
 
 
 def _must_wait(queue: _Queue, ticket: _Ticket) -> bool:
@@ -94,24 +116,34 @@ class RangeLock:
         """Hold the range alone."""
         return self._acquire(first, last, True)
 
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """Whether the range could be had now without waiting: a hint, out of date when it is returned.
+    def at_once(self, first: int, last: int, exclusive: bool) -> Held | None:
+        """Hold the range if it can be had without waiting, and without overtaking anybody."""
+        with self._mutex:
+            queue = self._queue.value
+            if not _is_free(queue, first, last, exclusive):
+                return None
+            ticket = _Ticket(self, first, last, exclusive)
+            self._queue.value = (*queue, ticket)
+            return ticket
 
-        Read without the mutex: the queue is one immutable value, so any moment's is whole.
+    def ask(self, first: int, last: int, exclusive: bool, when_held: Callable[[Held], None]) -> None:
+        """Wait for the range without a thread: `when_held` is called, once, with the range held.
+
+        It is called by this thread or by whoever gives the range back, and has to return soon: nobody is kept
+        waiting by what it does but that thread.
         """
-        for ticket in self._queue.value:
-            if _conflicts(ticket, first, last, exclusive):
-                return False
-        return True
+        with self._mutex:
+            queue = self._queue.value
+            ticket = _Ticket(self, first, last, exclusive, when_held=when_held)
+            self._queue.value = (*queue, ticket)
+            is_held = _is_free(queue, first, last, exclusive)
+        if is_held:
+            when_held(ticket)
 
     def _acquire(self, first: int, last: int, exclusive: bool) -> _Ticket:
         with self._mutex:
             queue = self._queue.value
-            wakeup = None
-            for earlier in queue:
-                if _conflicts(earlier, first, last, exclusive):
-                    wakeup = self._sync.condition(self._mutex)
-                    break
+            wakeup = None if _is_free(queue, first, last, exclusive) else self._sync.condition(self._mutex)
             ticket = _Ticket(self, first, last, exclusive, wakeup)
             self._queue.value = (*queue, ticket)
             if wakeup is not None:
@@ -121,7 +153,7 @@ class RangeLock:
         return ticket
 
     def release(self, ticket: _Ticket) -> None:
-        """Give the range back, and wake those, and only those, whom nobody else keeps waiting."""
+        """Give the range back, and tell those, and only those, whom nobody else keeps waiting."""
         with self._mutex:
             queue = self._queue.value
             if len(queue) == 1:  # nobody else is here
@@ -130,10 +162,16 @@ class RangeLock:
                 return
             queue = tuple([other for other in queue if other is not ticket])
             self._queue.value = queue
-            for other in queue:
-                if (
-                    other.wakeup is not None
-                    and _conflicts(ticket, other.first, other.last, other.exclusive)
-                    and not _must_wait(queue, other)
-                ):
+            # Who overlaps this ticket and has to wait for nobody now came after it, and had to wait until now: so
+            # nobody is told twice.
+            freed = [
+                other
+                for other in queue
+                if _conflicts(ticket, other.first, other.last, other.exclusive) and not _must_wait(queue, other)
+            ]
+            for other in freed:
+                if other.wakeup is not None:
                     other.wakeup.notify()
+        for other in freed:  # without the mutex: they may want a range themselves
+            if other.when_held is not None:
+                other.when_held(other)

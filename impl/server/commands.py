@@ -1,10 +1,12 @@
 """From a request to its reply: which method of the overlay a command is, and how its result is said.
 
 A handler either answers at once or, when it would wait (for a slow base, or for a range that another request holds) or
-work for long, returns the rest for a worker to do. Nothing else here knows of threads.
+work for long, returns the rest for a worker to do. Nothing else here knows of threads. No thread ever waits for a
+range: see Later.
 
 Source:  NBD protocol, "Request types", "Structured reply types", "base:allocation metadata context".
 Shapes:  a reply is a list of what is to be sent, whole: no other reply may come between its parts.
+Bounds:  what a request may hold in memory is said before it is begun (`Later.held_bytes`), from above.
 Errors:  OSError and MemoryError become the errno of the reply; anything else is a bug of ours, and propagates.
 """
 
@@ -12,25 +14,34 @@ from __future__ import annotations
 
 import errno
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from enum import Enum
 from typing import ClassVar, NamedTuple
 
+from impl.extents import Extent
 from impl.nbd import replies
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import AllocationFlag, Command, CommandFlag, nbd_errno
 from impl.nbd.requests import Request
-from impl.overlay.overlay import FromBase, Segment, Zeroes
+from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, Segment, Zeroes, always
+from impl.overlay.parking import AtOnce, Granted, WouldWait
+from impl.overlay.rangelock import RangeLock
 from impl.server.export import Export
 from impl.server.outbox import FileSlice, Outgoing, zeroes
 
 # Below this, copying bytes of the base into a batch of replies is cheaper than a sendfile of its own.
 SENDFILE_MIN_BYTES = 32 << 10
 # A reply with more extents than this says less than it costs; the client asks on from where it ends.
-EXTENTS_MAX_COUNT = 64 << 10
+EXTENTS_MAX_COUNT = 8 << 10
+EXTENT_BYTES = 8
+# States of so many blocks are looked through in no time.
+LOOK_AT_ONCE_MAX_BLOCKS = 256
 
 # Plain integers: looking at an Enum costs more than many a command.
 READ = int(Command.READ)
 FLUSH = int(Command.FLUSH)
+CHANGING = (int(Command.WRITE), int(Command.TRIM), int(Command.WRITE_ZEROES))
 FLAG_DF = int(CommandFlag.DF)
 FLAG_FAST_ZERO = int(CommandFlag.FAST_ZERO)
 FLAG_NO_HOLE = int(CommandFlag.NO_HOLE)
@@ -40,27 +51,66 @@ ALLOCATION = {
     for hole, zero in itertools.product((False, True), repeat=2)
 }
 
-# Whole blocks to be changed at once without any bytes from the client; more than this is no work for the loop.
+# Whole blocks to be changed without any bytes from the client, or blocks to be fetched for a change of parts of them;
+# more than this is no work for the loop.
 ZERO_AT_ONCE_MAX_BYTES = 4 << 20
 
 Reply = Sequence[Outgoing]
 
 
+class Place(Enum):
+    """Whose work something is: each kind has workers of its own, so that none has to wait behind another kind.
+
+    BASE:   what may wait for the base. It holds no range meanwhile.
+    LONG:   what waits for nobody but may take long by itself: large zeroes, many extents.
+    SHORT:  what had to wait for its range, and has it.
+    """
+
+    BASE = "base"
+    LONG = "long"
+    SHORT = "short"
+
+
 class Later(NamedTuple):
     """What a worker has to do for a reply, which may turn out to be another Later.
 
-    for_base:  whether it may wait for the base. What waits for a range only must not queue behind what does (P4).
+    held_bytes:  how much memory it takes at most until its reply is queued, the reply included
+    granted:     the range that it has to be given before it is run, or else has to give back
     """
 
     run: Callable[[], Reply | Later]
-    for_base: bool
+    place: Place
+    request: Request
+    held_bytes: int
+    granted: Granted | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it does anything that somebody could see who does not hear the reply."""
+        return self.request.command in CHANGING
+
+    def drop(self) -> None:
+        """Do nothing of it."""
+        if self.granted is not None:
+            self.granted.give_back()
+
+
+Change = Callable[[Request, Overlay, Fetched], Reply]
 
 
 class Commands:
-    """The transmission phase of one connection, without its socket."""
+    """The transmission phase of one connection, without its socket.
 
-    def __init__(self, export: Export, agreement: Agreement) -> None:
-        self._overlay = export.overlay
+    is_wanted:  asked by requests that take long and change nothing: whether their client waits for them still.
+    """
+
+    def __init__(self, export: Export, agreement: Agreement, is_wanted: Callable[[], bool] = always) -> None:
+        ranges = export.overlay.ranges
+        assert isinstance(ranges, RangeLock)
+        self._ranges = ranges
+        # Whoever runs a request has others waiting for him, so none may wait for a range.
+        self._overlay = replace(export.overlay, ranges=AtOnce(ranges))
+        self._is_wanted = is_wanted
         self._base = export.base
         self._base_fd = export.base.fileno()
         self._structured = agreement.structured
@@ -87,14 +137,45 @@ class Commands:
         code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EIO
         return self.error(request, nbd_errno(code), getattr(error, "strerror", None) or "no memory")
 
-    def _later(self, request: Request, work: Callable[[], Reply | Later], for_base: bool) -> Later:
+    def _later(
+        self,
+        request: Request,
+        work: Callable[[], Reply | Later],
+        place: Place,
+        held_bytes: int,
+        granted: Granted | None = None,
+    ) -> Later:
         def run() -> Reply | Later:
             try:
                 return work()
             except (OSError, MemoryError) as error:
                 return self._failed(request, error)
 
-        return Later(run, for_base)
+        return Later(run, place, request, held_bytes, granted)
+
+    def _on_overlay(
+        self,
+        request: Request,
+        work: Callable[[Overlay], Reply | Later],
+        held_bytes: int,
+        place: Place = Place.SHORT,
+    ) -> Reply | Later:
+        """What `work` makes of the overlay: now if its range is free, else once it is granted.
+
+        `work` takes its range first of all, and before it changes anything: it is begun anew when it has the range.
+        """
+        try:
+            return work(self._overlay)
+        except WouldWait as busy:
+            granted = Granted(self._ranges, busy)
+
+        def work_granted() -> Reply | Later:
+            try:
+                return work(replace(self._overlay, ranges=granted))
+            finally:
+                granted.give_back()
+
+        return self._later(request, work_granted, place, held_bytes, granted)
 
     def _done(self, request: Request) -> Reply:
         return [replies.simple_reply(request.cookie)]
@@ -108,24 +189,26 @@ class Commands:
     # Reading
 
     def _read(self, request: Request) -> Reply | Later:
-        if self._overlay.would_wait_to_look(request.offset, request.length):
-            return self._later(request, lambda: self._looked(request), for_base=False)
-        return self._looked(request)
+        return self._on_overlay(request, lambda overlay: self._looked(request, overlay), request.length)
 
-    def _looked(self, request: Request) -> Reply | Later:
-        overlay = self._overlay
+    def _looked(self, request: Request, overlay: Overlay) -> Reply | Later:
         segments = overlay.look(request.offset, request.length)
         wanted = [segment for segment in segments if isinstance(segment, FromBase)]
         if wanted and overlay.copy_on_read():
 
             def copy() -> Reply:
-                copied = overlay.read(request.offset, request.length)
-                return self._read_reply(request, copied, by_reference=False)
+                return self._read_reply(request, self._overlay.copied(segments), by_reference=False)
 
-            return self._later(request, copy, for_base=True)
+            # The blocks that are fetched, whole, and what is copied out of them.
+            held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
+            return self._later(request, copy, Place.BASE, held_bytes)
         if all([self._base.is_ready(part.offset, part.length) for part in wanted]):
             return self._read_reply(request, segments, by_reference=not request.flags & FLAG_DF)
-        return self._later(request, lambda: self._read_reply(request, segments, by_reference=False), for_base=True)
+
+        def fetch() -> Reply:
+            return self._read_reply(request, segments, by_reference=False)
+
+        return self._later(request, fetch, Place.BASE, request.length)
 
     def _read_reply(self, request: Request, segments: Sequence[Segment], by_reference: bool) -> Reply:
         """What the base does not send by reference is read before any byte goes out: a failure can still be said.
@@ -196,69 +279,105 @@ class Commands:
     # Writing. FUA asks for nothing more: the temporary overlay does not outlive the process.
 
     def _write(self, request: Request) -> Reply | Later:
-        overlay = self._overlay
-        for_base = overlay.would_wait_for_base(request.offset, request.length)
-        if for_base or overlay.would_wait_to_change(request.offset, request.length):
-            return self._later(request, lambda: self._written(request), for_base)
-        return self._written(request)
+        return self._fetched_first(request, self._written, request.length, False)
 
-    def _written(self, request: Request) -> Reply:
-        self._overlay.write(request.offset, request.payload)
+    def _written(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
+        overlay.write(request.offset, request.payload, fetched)
         return [replies.simple_reply(request.cookie)]
 
     def _trim(self, request: Request) -> Reply | Later:
-        def work() -> Reply:
-            self._overlay.trim(request.offset, request.length)
-            return self._done(request)
+        return self._fetched_first(request, self._trimmed, 0, request.length > ZERO_AT_ONCE_MAX_BYTES)
 
-        return self._changing(request, work)
+    def _trimmed(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
+        overlay.trim(request.offset, request.length, fetched)
+        return self._done(request)
 
     def _write_zeroes(self, request: Request) -> Reply | Later:
+        return self._fetched_first(request, self._zeroed, 0, request.length > ZERO_AT_ONCE_MAX_BYTES)
+
+    def _zeroed(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
         no_hole = bool(request.flags & FLAG_NO_HOLE)
         fast = bool(request.flags & FLAG_FAST_ZERO)
+        overlay.zero(request.offset, request.length, no_hole, fast, fetched)
+        return self._done(request)
 
-        def work() -> Reply:
-            self._overlay.zero(request.offset, request.length, no_hole, fast)
-            return self._done(request)
-
-        return self._changing(request, work)
-
-    def _changing(self, request: Request, work: Callable[[], Reply]) -> Reply | Later:
-        """A change that brings no bytes, and so may be of any length."""
+    def _fetched_first(self, request: Request, change: Change, payload_bytes: int, is_long: bool) -> Reply | Later:
+        """A change, once all is fetched that it needs of the base: whoever holds a range must not wait for that."""
         overlay = self._overlay
-        for_base = overlay.would_wait_for_base(request.offset, request.length)
-        if (
-            for_base
-            or request.length > ZERO_AT_ONCE_MAX_BYTES
-            or overlay.would_wait_to_change(request.offset, request.length)
-        ):
-            return self._later(request, work, for_base)
-        return work()
+        partial = overlay.partial_blocks(request.offset, request.length)
+        held_bytes = payload_bytes
+        if not partial or request.flags & FLAG_FAST_ZERO:
+            return self._changed(request, change, {}, held_bytes, is_long)
+        # Blocks are fetched, or filled with zeroes; and zeroes for a part of a block are made as they are written.
+        copied_bytes = len(partial) * min(overlay.block_size, overlay.size)
+        held_bytes += copied_bytes if payload_bytes else copied_bytes + min(request.length, overlay.block_size)
+        missing = overlay.missing(partial)
+        if copied_bytes <= ZERO_AT_ONCE_MAX_BYTES and not (missing and overlay.would_wait_to_fetch(missing)):
+            return self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long)
+
+        def fetch_first() -> Reply | Later:
+            return self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long)
+
+        return self._later(request, fetch_first, Place.BASE, held_bytes)
+
+    def _changed(
+        self, request: Request, change: Change, fetched: Fetched, held_bytes: int, is_long: bool
+    ) -> Reply | Later:
+        def work(overlay: Overlay) -> Reply:
+            return change(request, overlay, fetched)
+
+        if not is_long:
+            return self._on_overlay(request, work, held_bytes)
+        return self._later(
+            request, lambda: self._on_overlay(request, work, held_bytes, Place.LONG), Place.LONG, held_bytes
+        )
 
     # The rest
 
-    def _cache(self, request: Request) -> Reply | Later:
-        def work() -> Reply:
-            self._overlay.cache(request.offset, request.length)
-            return self._done(request)
+    def _is_small(self, request: Request) -> bool:
+        """Whether the states of its blocks are looked through in no time."""
+        return request.length <= LOOK_AT_ONCE_MAX_BLOCKS * self._overlay.block_size
 
-        if self._overlay.cache_mode != "ignore":
-            return self._later(request, work, for_base=True)
-        if self._overlay.would_wait_to_look(request.offset, request.length):
-            return self._later(request, work, for_base=False)
-        return work()
+    def _cache(self, request: Request) -> Reply | Later:
+        overlay = self._overlay
+        state_bytes = request.length // overlay.block_size + 2
+
+        def noted(held: Overlay) -> Reply | Later:
+            first, states = held.note(request.offset, request.length)
+
+            def work() -> Reply:
+                overlay.cache_noted(first, states, self._is_wanted)
+                return self._done(request)
+
+            if overlay.cache_mode in ("read", "cow"):
+                # A chunk is let go of when the next one has been read.
+                chunk_bytes = max(CACHE_CHUNK_BYTES, min(overlay.block_size, overlay.size))
+                return self._later(request, work, Place.BASE, 2 * chunk_bytes + state_bytes)
+            if overlay.cache_mode == "ignore" and self._is_small(request):
+                return work()
+            return self._later(request, work, Place.LONG, state_bytes)
+
+        return self._on_overlay(request, noted, state_bytes)
 
     def _flush(self, request: Request) -> Reply:
         self._overlay.flush()
         return self._done(request)
 
     def _block_status(self, request: Request) -> Reply | Later:
-        if self._overlay.would_wait_to_look(request.offset, request.length):
-            return self._later(request, lambda: self._status_reply(request), for_base=False)
-        return self._status_reply(request)
+        state_bytes = request.length // self._overlay.block_size + 2
+        held_bytes = state_bytes + EXTENTS_MAX_COUNT * EXTENT_BYTES * len(self._contexts)
 
-    def _status_reply(self, request: Request) -> Reply:
-        found = self._overlay.extents(request.offset, request.length)
+        def found(held: Overlay) -> Reply | Later:
+            extents = held.extents(request.offset, request.length)
+            if self._base_fd is not None:  # then the base asks the file system, which may have to look on the disk
+                return self._later(request, lambda: self._status_reply(request, extents), Place.BASE, held_bytes)
+            if not self._is_small(request):
+                return self._later(request, lambda: self._status_reply(request, extents), Place.LONG, held_bytes)
+            return self._status_reply(request, extents)
+
+        return self._on_overlay(request, found, held_bytes)
+
+    def _status_reply(self, request: Request, found: Iterator[Extent]) -> Reply:
         most = 1 if request.flags & FLAG_REQ_ONE else EXTENTS_MAX_COUNT
         extents = [(extent.length, ALLOCATION[extent.hole, extent.zero]) for extent in itertools.islice(found, most)]
         return [

@@ -5,7 +5,9 @@ of a file, within twice the time that the socket itself is given to wait, SO_SND
 client that does not read costs its own session, and no worker.
 
 Shapes:  an Outgoing is bytes, or a FileSlice: bytes of the base that the kernel sends without our seeing them.
-Locks:   `_sending` is held by the one thread that uses the socket; `_changing` protects the queue and the count.
+Locks:   `_changing` protects the queue, its size, and `_sending`: that some thread uses the socket. Who finds one
+         sending may go, since that one looks at the queue again in the very step in which it lets go of the socket;
+         both steps being under the lock, nothing is left lying, whatever the processor's order of memory.
 Errors:  a client that has gone is not an error: what is added is dropped. Any other OSError from the socket is the
          session's to handle. A base that fails in the middle of a slice is told as
          an error chunk where the protocol has one, else BrokenReply: the connection cannot be kept.
@@ -61,14 +63,26 @@ class Outbox:
         self._sock = sock
         self._items: deque[Outgoing] = deque()
         self._size_bytes = 0
-        self._sending = threading.Lock()
+        self._sent_bytes = 0
         self._changing = threading.Lock()
+        self._sending = False
+        self._sent = threading.Condition(self._changing)  # that nobody sends any more, for `close`
         self._closed = False
 
     @property
     def size_bytes(self) -> int:
         """Memory taken by what waits; slices of files take none."""
         return self._size_bytes
+
+    @property
+    def sent_bytes(self) -> int:
+        """How much has been sent so far: whether a client reads is seen by its growing."""
+        return self._sent_bytes
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is kept any more: the client does not hear us, or `close` was called."""
+        return self._closed
 
     def __len__(self) -> int:
         """How many items wait; each is an object of its own, however few its bytes."""
@@ -86,56 +100,82 @@ class Outbox:
 
     def flush(self) -> bool:
         """Send what the socket takes now. False if it would not take all: call again when it is writable."""
-        while self._items and not self._closed:
-            # Whoever sends looks at the queue again after letting go, so nothing that is added is left lying.
-            if not self._sending.acquire(blocking=False):
+        with self._changing:
+            if self._sending or not self._items:
                 return True
-            try:
-                if not self._send_some():
+            self._sending = True
+        try:
+            while (batch := self._next_batch()) is not None:
+                if not self._send(batch):
+                    self._let_go()
                     return False
-            finally:
-                self._sending.release()
+        except BaseException:
+            self._let_go()
+            raise
         return True
+
+    def _next_batch(self) -> FileSlice | list[bytes | bytearray | memoryview] | None:
+        """What one call to the kernel can send. None if there is nothing, and then this thread sends no more."""
+        with self._changing:
+            if not self._items:
+                self._end_sending()
+                return None
+            first = self._items[0]
+            if isinstance(first, FileSlice):
+                return first
+            buffers: list[bytes | bytearray | memoryview] = []
+            for item in self._items:
+                if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
+                    break
+                buffers.append(item)
+            return buffers
+
+    def _let_go(self) -> None:
+        with self._changing:
+            self._end_sending()
+
+    def _end_sending(self) -> None:
+        """The caller holds `_changing`, and has been sending."""
+        self._sending = False
+        if self._closed:
+            self._sent.notify_all()
 
     def close(self) -> None:
         """Drop what waits, and make sure no thread uses the socket any more."""
-        self._closed = True
-        with self._sending:
-            self._forget()
+        with self._changing:
+            self._drop()
+            self._sent.wait_for(lambda: not self._sending)
 
-    def _send_some(self) -> bool:
-        """One call to the kernel. False if the socket is full. The caller holds `_sending`."""
-        if self._closed or not self._items:
-            return True
+    def _send(self, batch: FileSlice | list[bytes | bytearray | memoryview]) -> bool:
+        """One call to the kernel. False if the socket is full. Only for the one thread that sends."""
         try:
-            first = self._items[0]
-            if isinstance(first, FileSlice):
-                return self._send_slice(first)
-            self._send_buffers()
+            if isinstance(batch, FileSlice):
+                return self._send_slice(batch)
+            self._send_buffers(batch)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            self._forget()
+            with self._changing:
+                self._drop()
         return True
 
-    def _forget(self) -> None:
-        """The client does not hear us any more. It may still have asked for something: that is not ours to drop."""
-        with self._changing:
-            self._closed = True
-            self._items.clear()
-            self._size_bytes = 0
+    def _drop(self) -> None:
+        """The client does not hear us any more. It may still have asked for something: that is not ours to drop.
 
-    def _send_buffers(self) -> None:
-        buffers: list[bytes | bytearray | memoryview] = []
-        with self._changing:
-            for item in self._items:
-                if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
-                    break
-                buffers.append(item)
+        The caller holds `_changing`.
+        """
+        self._closed = True
+        self._items.clear()
+        self._size_bytes = 0
+
+    def _send_buffers(self, buffers: list[bytes | bytearray | memoryview]) -> None:
         sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
         with self._changing:
+            self._sent_bytes += sent
+            if self._closed:
+                return
             self._size_bytes -= sent
             while sent or (self._items and self._is_empty(self._items[0])):
                 item = self._items.popleft()
@@ -159,6 +199,9 @@ class Outbox:
         for _ in range(2):
             sent, failure = self._sendfile(item)
             with self._changing:
+                self._sent_bytes += sent
+                if self._closed:
+                    return True
                 if sent == 0:
                     self._replace_broken(item, failure)
                     return True

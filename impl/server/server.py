@@ -22,6 +22,9 @@ from impl.server.session import Session
 GRACE_S = 30.0
 ACCEPT_RETRY_S = 0.1
 SOCKET_BUFFER_BYTES = 1 << 20
+# A client that vanishes together with its machine, or its network, is noticed within some two minutes, and no longer
+# takes a thread and three descriptors.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger("cowproof.server")
@@ -59,14 +62,19 @@ class Server:
         self._clean = True
 
     def run(self, listeners: Sequence[socket.socket] = (), only_client: socket.socket | None = None) -> bool:
-        """Serve until stopped; with `only_client`, until that one has gone. True if every request was finished."""
+        """Serve until stopped; with `only_client`, until that one has gone. True if it was served to the end.
+
+        That is: no request was left undone, and the only client could be served at all.
+        """
         self._listeners.extend(listeners)
         for listener in listeners:
             listener.setblocking(False)
             self._watch(listener)
         if only_client is not None:
             self._one_client = True
-            self._open(only_client)
+            if not self._open(only_client):
+                self._clean = False
+                self._loop.stop()
         self._loop.run()
         return self._clean
 
@@ -127,7 +135,9 @@ class Server:
             self._loop.forget(listener.fileno())
             self._loop.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
 
-    def _open(self, sock: socket.socket) -> None:
+    def _open(self, sock: socket.socket) -> bool:
+        """Serve one client on a thread of its own; False, and the socket closed, if that cannot be."""
+        loop = None
         try:
             client = describe_client(sock)
             _tune(sock)
@@ -135,8 +145,10 @@ class Server:
             session = Session(sock, client, self._exports, self._default, self._threads, loop, loop.stop)
         except OSError as error:
             log.warning("cannot serve a client: %s", error)
+            if loop is not None:
+                loop.close()
             sock.close()
-            return
+            return False
         with self._lock:
             self._sessions[session] = loop
         try:
@@ -147,6 +159,8 @@ class Server:
                 del self._sessions[session]
             loop.close()
             sock.close()
+            return False
+        return True
 
     def _stop(self) -> None:
         again = self._stopping
@@ -155,11 +169,14 @@ class Server:
             if listener.fileno() >= 0:
                 self._close_listener(listener)
         with self._lock:
-            sessions = list(self._sessions.items())
-        for session, loop in sessions:
-            loop.call_soon(session.abort if again else session.stop)
+            sessions = list(self._sessions)
+        for session in sessions:
+            if again:
+                session.abort()
+            else:
+                session.stop()
         if again:
-            self._give_up()
+            self._leave(len(sessions), "who were not waited for")
         else:
             self._loop.call_later(self._grace_s, self._give_up)
             self._end_if_idle()
@@ -172,11 +189,14 @@ class Server:
         listener.close()
 
     def _give_up(self) -> None:
-        """Leave although requests are in flight; they die with the process."""
+        """Leave although requests are in flight; they die with the process. Who only has to read is not waited for."""
         with self._lock:
-            left = len(self._sessions)
-        if left:
-            log.warning("leaving %d clients whose requests did not finish", left)
+            busy = [session for session in self._sessions if session.is_busy]
+        self._leave(len(busy), "whose requests did not finish")
+
+    def _leave(self, client_count: int, why: str) -> None:
+        if client_count:
+            log.warning("leaving %d clients %s", client_count, why)
             self._clean = False
         self._loop.stop()
 
@@ -201,9 +221,12 @@ class Server:
 
 
 def _tune(sock: socket.socket) -> None:
-    """Small replies at once, large ones in few calls."""
+    """Small replies at once, large ones in few calls; and be told when the client's machine has gone."""
     if sock.family == socket.AF_UNIX:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -2,15 +2,21 @@
 
 The socket has one owner, the session's loop; only the outbox, which any worker may hand a reply, sends as well, and one
 thread at a time. Waiting for the client is the loop's, with one exception: see PATIENCE_S. A request that can be
-answered at once is; one that would wait is given to the session's own workers, so that it delays neither the requests
-behind it nor any other client's.
+answered at once is; one that would wait, or work for long, is given to the session's own workers, so that it delays
+neither the requests behind it nor any other client's. One that has to wait for its range is given to nobody until it
+has it.
 
 Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
-          what is in flight is finished and answered, then the connection is closed. After a stop, requests that
-          still come are answered ESHUTDOWN meanwhile.
+          what is in flight is finished and answered, then the connection is closed.
+Stop:     what has begun is finished and answered; what has not, and what still comes, is answered ESHUTDOWN. Once
+          nothing runs any more, the client has UNREAD_S to go on reading, and then LINGER_S to close its end.
+Hang-up:  of a client that does not hear us any more, requests that change something and were received whole still
+          happen; those that would only be answered do not.
 Bounds:   while requests in flight and replies unsent come to more than PAUSE_BYTES, PAUSE_REQUESTS or PAUSE_ITEMS,
-          nothing more is taken from the socket: the client's own buffers fill, and it waits.
-Locks:    `_lock` protects the counts of what is in flight; everything else belongs to the loop's thread.
+          nothing more is taken from the socket: the client's own buffers fill, and it waits. So it is at most that and
+          one request. Of a request in flight, all is counted that it may hold until it is answered.
+Locks:    `_lock` protects the counts of what is in flight; everything else belongs to the loop's thread, but for flags
+          that are set once and never cleared, which any thread may look at.
 Source:   NBD protocol, "Ordering of messages and writes", "Terminating the transmission phase".
 """
 
@@ -18,20 +24,22 @@ from __future__ import annotations
 
 import errno
 import logging
+import select
 import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
 from impl.errors import PeerError
 from impl.nbd.constants import Command
 from impl.nbd.requests import Request, RequestReader
 from impl.nbd.server_handshake import Phase, ServerHandshake
-from impl.server.commands import Commands, Later, Reply
+from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
 from impl.server.loop import READABLE, WRITABLE, Loop
 from impl.server.outbox import BrokenReply, Outbox
+from impl.server.workers import Workers
 
 PAUSE_BYTES = 64 << 20
 PAUSE_REQUESTS = 1024
@@ -39,17 +47,24 @@ PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 HANDSHAKE_RECEIVE_BYTES = 64 << 10
 # One client may not keep a loop for longer than this many receives.
 RECEIVES_MAX = 16
+# A client that is silent for so long in the middle of the handshake wants nothing of us, or is no client.
+HANDSHAKE_SILENCE_S = 60.0
+# After so long, what has been answered is sent, and whatever else the loop has to do is done, before the next request.
+TURN_S = 0.005
+# How long a client that has stopped reading is waited for by a server that has nothing else left to do.
+UNREAD_S = 2.0
 # How long to wait for a client to close its end, so that closing ours does not destroy replies on their way.
 LINGER_S = 1.0
 # Plain integers: looking at an Enum costs more than many a command.
 DISC = int(Command.DISC)
-PAYLOAD_COMMANDS = (int(Command.READ), int(Command.WRITE))
+HANG_UP = select.EPOLLHUP | select.EPOLLERR
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 MSG_WAITALL = int(socket.MSG_WAITALL)
 # How long the rest of a payload, or room for a slice of a file, is waited for in the kernel rather than in the loop. In
 # a bulk transfer it comes at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the
 # thread serves, and a stop, waits as long: so a session that shares its thread must not be patient.
 PATIENCE_S = 0.05
+STOPPING = "the server is shutting down"
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
 
 log = logging.getLogger("cowproof.server")
@@ -76,24 +91,27 @@ class Session:
         self._handshake: ServerHandshake | None = ServerHandshake(
             {name: export.info for name, export in exports.items()}, default
         )
+        self._heard_count = 0  # during the handshake
         self._reader: RequestReader | None = None
         self._commands: Commands | None = None
         self._outbox = Outbox(sock)
-        # Those who wait for the base, and those who wait for a range only, which is never for long.
-        self._workers = {
-            for_base: ThreadPoolExecutor(max_workers=threads, thread_name_prefix="worker") for for_base in (True, False)
-        }
+        self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
         self._loop = loop
         self._on_end = on_end
-        self._interest = 0
+        self._interest: int | None = None  # None: not even in a hang-up, which would be told again and again
         self._receiving = True
+        self._has_more = False  # requests that have been received may wait to be taken
         self._is_late = False  # the rest of a payload did not come within PATIENCE_S: waiting on is for the loop
         self._stopping = False
         self._draining = False
         self._has_heard_all = False
+        self._is_gone = False  # the client has closed its end, and hears no reply
+        self._is_starting = False  # a request runs on the loop
+        self._waits_for_reader = False
         self._lingering = False
         self._ended = False
         self._lock = threading.Lock()
+        self._all_done = threading.Condition(self._lock)
         self._running = 0
         self._running_bytes = 0
         self._wants_update = False
@@ -105,18 +123,30 @@ class Session:
         assert self._handshake is not None
         self._outbox.add([self._handshake.data_to_send()])
         self._guarded(self._update)
+        self._expect_handshake()
 
-    def stop(self) -> None:
-        """Finish what is in flight, refuse what still comes, and end."""
-        self._stopping = True
+    def _expect_handshake(self) -> None:
+        heard_count = self._heard_count
+
+        def look() -> None:
+            if self._ended or self._handshake is None:
+                return
+            if self._heard_count > heard_count:
+                self._expect_handshake()
+                return
+            log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
+            self._end()
+
+        self._loop.call_later(HANDSHAKE_SILENCE_S, look)
+
+    def _drain(self) -> None:
         self._draining = True
-        self._guarded(self._update)
-
-    def abort(self) -> None:
-        """End now, whatever is in flight."""
-        self._end()
+        # What was sent before the stop is there by now, and is answered.
+        self._guarded(self._receive_and_update)
 
     def _ready(self, events: int) -> None:
+        if events & HANG_UP:
+            self._is_gone = True
         if self._lingering:
             self._guarded(self._discard)
         else:
@@ -140,11 +170,12 @@ class Session:
             self._end()
 
     def _receive_and_update(self) -> None:
-        if self._receiving and not self._is_paused():
+        if self._receiving and not self._has_more and not self._is_paused():
             self._receive()
         self._update()
 
     def _receive(self) -> None:
+        turn_ends = monotonic() + TURN_S
         for _ in range(RECEIVES_MAX):
             try:
                 count = self._receive_handshake() if self._reader is None else self._receive_requests(self._reader)
@@ -153,7 +184,8 @@ class Session:
             if count == 0:
                 self._heard_all()
                 return
-            if self._is_late or self._take_requests() or not self._receiving:
+            self._take_requests(turn_ends)
+            if self._is_late or self._has_more or not self._receiving or monotonic() > turn_ends:
                 return
 
     def _receive_requests(self, reader: RequestReader) -> int:
@@ -172,6 +204,7 @@ class Session:
         """Receive a part of the handshake. 0 at the end of file."""
         data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT)
         if data:
+            self._heard_count += 1
             self._haggle(data)
         return len(data)
 
@@ -189,13 +222,14 @@ class Session:
             agreement = handshake.agreement
             assert agreement is not None
             self._reader = RequestReader(agreement, handshake.leftover)
-            self._commands = Commands(self._exports[agreement.export.name], agreement)
+            self._commands = Commands(self._exports[agreement.export.name], agreement, self._is_wanted)
             self._handshake = None
             log.info("%s: opened export %r", self.client, agreement.export.name)
 
-    def _take_requests(self) -> bool:
-        """Start every request that has arrived whole; True if a pause left some of them."""
+    def _take_requests(self, turn_ends: float) -> None:
+        """Start the requests that have arrived whole, until that has taken long enough, or too much is in flight."""
         reader = self._reader
+        self._has_more = False
         while reader is not None and self._receiving:
             try:
                 request = reader.next()
@@ -210,9 +244,9 @@ class Session:
                 self._heard_all()
                 break
             self._serve(request)
-            if self._is_paused():
-                return True
-        return False
+            if self._is_paused() or monotonic() > turn_ends:
+                self._has_more = True
+                break
 
     def _heard_all(self) -> None:
         """The client has said its last word: what is in flight is finished, and then nobody has to be waited for."""
@@ -224,22 +258,23 @@ class Session:
         commands = self._commands
         assert commands is not None
         if self._stopping:
-            self._outbox.add(commands.error(request, errno.ESHUTDOWN, "the server is shutting down"))
+            self._outbox.add(commands.error(request, errno.ESHUTDOWN, STOPPING))
             return
+        self._is_starting = True
         answer = commands.start(request)
+        self._is_starting = False
         if isinstance(answer, Later):
-            self._give_to_worker(request, answer)
+            self._begin(answer)
             return
         self._outbox.add(answer)
         if request.payload and self._reader is not None:
             self._reader.give_back(request.payload)
 
-    def _give_to_worker(self, request: Request, work: Later) -> None:
-        size_bytes = request.length if request.command in PAYLOAD_COMMANDS else 0
+    def _begin(self, work: Later) -> None:
         with self._lock:
             self._running += 1
-            self._running_bytes += size_bytes
-        self._workers[work.for_base].submit(self._work, work, size_bytes)
+            self._running_bytes += work.held_bytes
+        self._pass_on(work)
 
     def _is_paused(self) -> bool:
         return (
@@ -253,32 +288,54 @@ class Session:
         if self._lingering:
             return
         self._outbox.flush()
-        left_some = self._is_paused() or self._take_requests()
+        if not self._is_paused():
+            self._take_requests(monotonic() + TURN_S)
         sent_all = self._outbox.flush()
         with self._lock:
             paused = self._is_paused()
             # From here on a worker that finishes asks for another update.
             self._wants_update = paused or self._draining
             idle = self._running == 0
-        if left_some and not paused:
+        is_empty = sent_all and not self._outbox
+        if self._has_more and not paused:
             self._loop.call_soon(lambda: self._guarded(self._update))
-        if self._draining and idle and sent_all and not self._outbox:
+        elif self._draining and idle and is_empty:
             self._linger()
             return
-        receiving = self._receiving and not paused and not left_some
+        if self._stopping and idle and not is_empty:
+            self._wait_for_reader()
+        receiving = self._receiving and not paused and not self._has_more
         self._wait_for((READABLE if receiving else 0) | (0 if sent_all else WRITABLE))
 
     def _wait_for(self, interest: int) -> None:
-        """Change what the loop tells us of. With nothing to wait for, not even a hang-up is wanted: it would repeat."""
-        if interest == self._interest:
+        """Change what the loop tells us of; that the client hangs up, it tells once, whatever we wait for."""
+        wanted = None if self._is_gone and not interest else interest
+        if wanted == self._interest:
             return
-        if not interest:
+        if wanted is None:
             self._loop.forget(self._fd)
-        elif self._interest:
-            self._loop.change(self._fd, interest)
+        elif self._interest is not None:
+            self._loop.change(self._fd, wanted)
         else:
-            self._loop.watch(self._fd, interest, self._ready)
-        self._interest = interest
+            self._loop.watch(self._fd, wanted, self._ready)
+        self._interest = wanted
+
+    def _wait_for_reader(self) -> None:
+        """All is done, and the client has only to read of it: wait as long as it does so, and no longer."""
+        if self._waits_for_reader:
+            return
+        self._waits_for_reader = True
+        sent_bytes = self._outbox.sent_bytes
+
+        def look() -> None:
+            self._waits_for_reader = False
+            if self._outbox.sent_bytes > sent_bytes:
+                self._guarded(self._update)
+            elif not self._ended:
+                log.warning("%s: hanging up: it does not read its replies", self.client)
+                self._end()
+
+        self._loop.call_later(UNREAD_S, look)
 
     def _linger(self) -> None:
         """All is sent: say so, and wait for the client to have read it."""
@@ -299,37 +356,91 @@ class Session:
         self._end()
 
     def _end(self) -> None:
+        """Close the connection. What is in flight goes on: see `join`."""
         if self._ended:
             return
-        self._ended = True
+        with self._lock:
+            self._ended = True
+        self._is_gone = True
         self._wait_for(0)
         self._outbox.close()
         self._sock.close()
-        for workers in self._workers.values():  # nobody is left to hear of what has not begun
-            workers.shutdown(wait=False, cancel_futures=True)
         self._on_end()
 
     # Called on any thread
 
+    def stop(self) -> None:
+        """Finish what has begun, refuse all else, and end."""
+        self._stopping = True
+        self._loop.call_soon(self._drain)
+
+    def abort(self) -> None:
+        """End now, whatever is in flight."""
+        self._stopping = True
+        self._loop.call_soon(self._end)
+
     def join(self) -> None:
         """Wait until nothing of this session runs on the overlay any more; after its end."""
+        with self._lock:
+            self._all_done.wait_for(lambda: self._running == 0)
         for workers in self._workers.values():
-            workers.shutdown(wait=True)
+            workers.join()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has begun and is not finished."""
+        return self._running > 0 or self._is_starting
+
+    def _is_wanted(self) -> bool:
+        """Whether to go on with what takes long and changes nothing."""
+        return not (self._draining or self._stopping or self._is_deaf())
+
+    def _is_deaf(self) -> bool:
+        """Whether nobody hears a reply any more."""
+        return self._is_gone or self._outbox.is_closed
+
+    def _pass_on(self, work: Later) -> None:
+        """Have it done once it has its range, if it needs one."""
+        if work.granted is None:
+            self._submit(work)
+        else:
+            work.granted.ask(lambda: self._submit(work))
+
+    def _submit(self, work: Later) -> None:
+        try:
+            self._workers[work.place].submit(lambda: self._work(work))
+        except OSError:
+            work.drop()
+            self._finish(work, self._refusal(work, errno.ENOMEM, "no more threads"))
 
     # Called on a worker's thread
 
-    def _work(self, work: Later, size_bytes: int) -> None:
+    def _work(self, work: Later) -> None:
         reply: Reply = ()
         try:
-            answer = work.run()
-            if isinstance(answer, Later):
-                if self._passed_on(answer, size_bytes):
-                    return
+            if self._stopping:
+                work.drop()
+                reply = self._refusal(work, errno.ESHUTDOWN, STOPPING)
+            elif not work.changes and self._is_deaf():
+                work.drop()
             else:
+                answer = work.run()
+                if isinstance(answer, Later):
+                    with self._lock:
+                        self._running_bytes += answer.held_bytes - work.held_bytes
+                    self._pass_on(answer)
+                    return
                 reply = answer
         except Exception:
             log.exception("%s: hanging up because of a bug in the server", self.client)
-            self._loop.call_soon(self.abort)
+            self._loop.call_soon(self._end)
+        self._finish(work, reply)
+
+    def _refusal(self, work: Later, code: int, message: str) -> Reply:
+        assert self._commands is not None
+        return self._commands.error(work.request, code, message)
+
+    def _finish(self, work: Later, reply: Reply) -> None:
         self._outbox.add(reply)
         try:
             sent_all = self._outbox.flush()
@@ -337,20 +448,12 @@ class Session:
             sent_all = False  # the loop's thread meets the same error, and ends the session
         with self._lock:
             self._running -= 1
-            self._running_bytes -= size_bytes
+            self._running_bytes -= work.held_bytes
+            if self._running == 0 and self._ended:
+                self._all_done.notify_all()
             wants_update = self._wants_update
         if wants_update or not sent_all:
             self._loop.call_soon(lambda: self._guarded(self._update))
-
-    def _passed_on(self, work: Later, size_bytes: int) -> bool:
-        """Give on what is left to do; False if the session has ended, and nobody wants it."""
-        try:
-            self._workers[work.for_base].submit(self._work, work, size_bytes)
-        except RuntimeError:
-            if not self._ended:
-                raise
-            return False
-        return True
 
 
 def be_patient(sock: socket.socket) -> None:
