@@ -19,6 +19,7 @@ from greenlet import getcurrent
 
 from check.explore.world import Fault, Op, Result
 from impl.extents import Extent
+from impl.overlay.rangelock import Held
 from impl.overlay.store import Buffer
 from impl.sync import Cell, Condition, Lock, T
 
@@ -131,9 +132,13 @@ class ExploredRanges:
         """Hold the range alone."""
         return self._acquired(first, last, True)
 
-    def is_free(self, first: int, last: int, exclusive: bool) -> bool:
-        """A hint that nothing here asks for."""
-        raise AssertionError("hints choose threads; the code under test does not ask for them")
+    def at_once(self, first: int, last: int, exclusive: bool) -> ExploredHold | None:
+        """Hold the range, or do not wait for it."""
+        return ExploredHold(self._stage) if self._stage.perform("try", first, last, exclusive) else None
+
+    def ask(self, first: int, last: int, exclusive: bool, when_held: Callable[[Held], None]) -> None:
+        """Wait for the range. A server's thread does something else meanwhile; this client has nothing else to do."""
+        when_held(self._acquired(first, last, exclusive))
 
     def _acquired(self, first: int, last: int, exclusive: bool) -> ExploredHold:
         if not self._stage.perform("enqueue", first, last, exclusive):

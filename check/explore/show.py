@@ -138,6 +138,7 @@ def _from_base(namer: Namer, arguments: list[object], _: object) -> str:
 
 _WORDS: dict[str, Callable[[Namer, list[object], object], str]] = {
     "enqueue": _locks,
+    "try": lambda namer, arguments, result: _locks(namer, arguments, True) + ("" if result else ": not now"),
     "granted": lambda *_: "has the lock",
     "release": lambda *_: "unlock",
     "get": lambda namer, arguments, result: f"state of block {arguments[0]} is {namer.states(_number(result))}",

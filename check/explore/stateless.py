@@ -199,6 +199,7 @@ def touches(op: Op) -> set[tuple[Hashable, bool]]:
 
 _PLACES: dict[Hashable, tuple[str, bool]] = {
     "enqueue": ("queue", True),
+    "try": ("queue", True),
     "granted": ("queue", False),
     "release": ("queue", True),
     "arrive": ("queue", True),

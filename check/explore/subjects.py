@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from check.explore.learn import Subject
 from check.explore.programs import Disk, Program
@@ -24,7 +24,8 @@ from check.explore.seam import (
 )
 from check.explore.world import World, first_world
 from impl.errors import UsageError
-from impl.overlay.overlay import CacheMode, Overlay, never
+from impl.overlay.overlay import CacheMode, Fetched, Overlay, never
+from impl.overlay.parking import AtOnce, Granted, WouldWait
 from impl.overlay.rangelock import RangeLock, Ranges
 from model.block import State
 from model.device import Cache, Data, Done, Extents, Flush, Read, Reply, Request, Status, Trim, Write, Zero
@@ -33,6 +34,8 @@ from specs.subjects.bitmap_lock import BitmapLock
 from specs.subjects.global_lock import GlobalLock
 from specs.subjects.range_lock import RangeLocked
 from specs.subjects.seam import TwoBitMap, packed, unpacked
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,72 @@ def overlay_kind(
         return Subject(stage, lambda request: ask_overlay(overlay, request)), sync.first_values
 
     return Kind(name, make, meaning, disciplined and ranges_class is None, waits_for_overlap_only=True)
+
+
+def parking_kind(name: str, meaning: str, overlay_class: OverlayClass = Overlay) -> Kind:
+    """An overlay class as the server's threads use it, which wait for no range: see `impl/server/commands.py`."""
+
+    def make(disk: Disk, modes: Modes) -> Made:
+        stage = Stage()
+        lock = ExploredRanges(stage)
+        overlay = overlay_class(
+            base=ExploredBase(stage, disk.size),
+            store=ExploredStore(stage),
+            states=ExploredStates(stage),
+            ranges=AtOnce(lock),
+            block_size=disk.block_size,
+            cache_mode="cow" if modes.copy_on_cache else "read",
+            copy_on_read=(lambda: True) if modes.copy_on_read else never,
+        )
+        return Subject(stage, lambda request: ask_parking(overlay, lock, request)), {}
+
+    return Kind(name, make, meaning, disciplined=True, waits_for_overlap_only=True)
+
+
+def ask_parking(overlay: Overlay, lock: ExploredRanges, request: Request) -> Reply:
+    """Fetch what has to be fetched; then do what takes a range, and if it is not to be had, begin anew once it is."""
+
+    def with_range(work: Callable[[Overlay], T]) -> T:
+        try:
+            return work(overlay)
+        except WouldWait as busy:
+            granted = Granted(lock, busy)
+        granted.ask(lambda: None)
+        try:
+            return work(replace(overlay, ranges=granted))
+        finally:
+            granted.give_back()
+
+    match request:
+        case Read(offset, length):
+            segments = with_range(lambda held: held.look(offset, length))
+            copied = overlay.copied(segments) if overlay.copy_on_read() else segments
+            return Data(b"".join(overlay.fetch(segment) for segment in copied))
+        case Cache(offset, length):
+            overlay.cache_noted(*with_range(lambda held: held.note(offset, length)))
+        case Status(offset, length):
+            extents = with_range(lambda held: held.extents(offset, length))
+            return Extents(tuple(Extent(*extent) for extent in extents))
+        case Flush():
+            overlay.flush()
+        case Zero(offset, length, no_hole, True):
+            with_range(lambda held: held.zero(offset, length, no_hole, True))
+        case Write() | Zero() | Trim():
+            partial = overlay.partial_blocks(request.offset, request.length)
+            fetched = overlay.fetch_blocks(overlay.missing(partial))
+            with_range(lambda held: change(held, request, fetched))
+    return Done()
+
+
+def change(overlay: Overlay, request: Write | Zero | Trim, fetched: Fetched) -> None:
+    """Call the method that the request stands for, with what was fetched for it."""
+    match request:
+        case Write(offset, data, _):
+            overlay.write(offset, data, fetched)
+        case Zero(offset, length, no_hole, _):
+            overlay.zero(offset, length, no_hole, fetched=fetched)
+        case Trim(offset, length):
+            overlay.trim(offset, length, fetched)
 
 
 def lock_kind(name: str, meaning: str, ranges_class: RangesClass) -> Kind:
@@ -287,6 +356,9 @@ OVERLAY_WITH_LOCK = overlay_kind(
     "the shipped overlay, its range lock down to mutex and condition",
     ranges_class=RangeLock,
 )
+OVERLAY_PARKING = parking_kind(
+    "overlay-parking", "the shipped overlay as the server uses it: no thread waits for a range"
+)
 LOCK_ALONE = lock_kind(
     "lock-alone", "the shipped range lock by itself: exclusive, and first come first served", RangeLock
 )
@@ -314,6 +386,7 @@ KINDS = {
     for kind in (
         OVERLAY,
         OVERLAY_WITH_LOCK,
+        OVERLAY_PARKING,
         LOCK_ALONE,
         GLOBAL_LOCK,
         OLD_TAIL,

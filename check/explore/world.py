@@ -125,6 +125,13 @@ def _enqueue(_: Physics, world: World, client: int, first: int, last: int, exclu
     return [(not _waits(queue, mine), replace(world, queue=queue))]
 
 
+def _try(_: Physics, world: World, client: int, first: int, last: int, exclusive: bool) -> Outcomes:
+    """Hold the range if nobody is in the way, and else do not wait; the result says which."""
+    mine = Hold(client, first, last, exclusive)
+    queue = (*world.queue, mine)
+    return [(False, world)] if _waits(queue, mine) else [(True, replace(world, queue=queue))]
+
+
 def _granted(_: Physics, world: World, client: int) -> Outcomes:
     mine = next(hold for hold in reversed(world.queue) if hold.client == client)
     return [] if _waits(world.queue, mine) else [(None, world)]
@@ -248,6 +255,7 @@ def _store(_: Physics, world: World, client: int, name: str, value: Hashable) ->
 
 _EFFECTS: dict[Hashable, Callable[..., Outcomes]] = {
     "enqueue": _enqueue,
+    "try": _try,
     "granted": _granted,
     "release": _release,
     "arrive": _arrive,
