@@ -11,7 +11,15 @@ from check.explore.bounds import MENU, PLAIN_MENU, Bound, Tally, explore_all, ex
 from check.explore.campaign import Campaign, Record, run
 from check.explore.judge import LEVELS
 from check.explore.search import Verdict
-from check.explore.subjects import BITMAP_LOCK, GLOBAL_LOCK, OVERLAY, OVERLAY_WITH_LOCK, RANGE_LOCK, Modes
+from check.explore.subjects import (
+    BITMAP_LOCK,
+    GLOBAL_LOCK,
+    OVERLAY,
+    OVERLAY_PARKING,
+    OVERLAY_WITH_LOCK,
+    RANGE_LOCK,
+    Modes,
+)
 from impl.errors import UsageError
 
 ODD_SIZE = (64 << 10) + 1024
@@ -38,6 +46,13 @@ def test_two_clients_on_a_device_whose_last_block_is_short():
     bound = Bound((1, 1), size=ODD_SIZE, faults=1)
     count = len(bound.asks())
     holds(explore_all(OVERLAY, bound), count * (count + 1) // 2 * 9 * 2)
+
+
+@pytest.mark.parametrize("size", [128 << 10, ODD_SIZE])
+def test_two_clients_as_the_server_has_them_which_wait_for_no_range(size):
+    bound = Bound((1, 1), size=size, faults=1)
+    count = len(bound.asks())
+    holds(explore_all(OVERLAY_PARKING, bound), count * (count + 1) // 2 * 9 * 2)
 
 
 def test_three_clients_with_any_request_each_on_blocks_that_show_the_base():
