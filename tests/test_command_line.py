@@ -45,9 +45,15 @@ def end_of(command, env=None, limit_s=CLIENT_LIMIT_S, **options):
         timeout=limit_s,
         check=False,
         text=True,
+        errors="replace",
         **options,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_a_client_may_write_what_is_not_text():
+    """As nbdinfo does on a machine without file(1)."""
+    assert run("printf", r"content: \377\n") == "content: \N{REPLACEMENT CHARACTER}\n"
 
 
 # What is refused

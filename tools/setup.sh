@@ -6,9 +6,9 @@ cd "$(dirname "$0")/.."
 what=${1:?serve or test}
 venv=.venv
 
-# Debian's packages of the real clients and the peers that the tests talk to, and the Java that TLC runs on. Tests that
-# lack one say which.
-peers="nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless"
+# Debian's packages: The real clients and the peers that the tests talk to, and the Java that TLC runs on. Tests that lack one say which.
+# nbdinfo asks file(1) what a disk holds, and without it says whatever its memory holds.
+peers="file nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
