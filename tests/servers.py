@@ -182,7 +182,7 @@ class Servers:
 
     def __call__(self, base=None, *options, tcp=False, env=None, under=()):
         # Not pytest's own folders: a socket's path has at most 107 bytes.
-        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-"), base, options, tcp, env, under)
+        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-test-"), base, options, tcp, env, under)
         self._started.append(server)
         return server.wait_until_it_serves()
 
