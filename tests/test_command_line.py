@@ -120,7 +120,13 @@ REFUSED = {
     "a folder for the overlay that is a file": Refused(
         [*U, "memory:1M"], 1, "{place}/base.img", env={"TMPDIR": "{place}/base.img"}
     ),
-    "a reserve larger than the disk": Refused([*U, "--overlay-reserve", "memory:1P"], 1, str(1 << 50)),
+    "a reserve larger than the disk": Refused([*U, "--overlay-reserve", "memory:90T"], 1, "cannot reserve 90T in /"),
+    "a reserve larger than all memory": Refused(
+        [*U, "--overlay-reserve", "--overlay", "memory", "memory:90T"], 1, "cannot reserve 90T in memory"
+    ),
+    "an overlay larger than a file can be": Refused(
+        [*U, f"memory:{(1 << 63) - 1}", "--cow-block-size", "2G"], 1, "TMPDIR"
+    ),
     "sockets that were not handed over": Refused(["memory:1M"], 1, "'many'", env={"LISTEN_FDS": "many"}),
 }
 
