@@ -32,6 +32,7 @@ from servers import (
 pytestmark = pytest.mark.timeout(120)
 
 STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
+COWPROOF = [SERVER[0], "-c", "from impl.cli import main; main()"]
 
 
 def end_of(command, env=None, limit_s=CLIENT_LIMIT_S, **options):
@@ -256,20 +257,30 @@ def test_an_option_that_does_not_exist_is_refused(short_path, option):
 
 
 def test_cowproof_serve_is_the_same_command():
-    cowproof = [SERVER[0], "-c", "from impl.cli import main; main()"]
-    status, out, _ = end_of([*cowproof, "serve", "--help"])
-    _, other_out, _ = end_of([*SERVER, "--help"])
-    assert (status, out.splitlines()[1:]) == (STOPPED, other_out.splitlines()[1:])
-    assert end_of([*cowproof, "serve", "memory:0"]) == (
-        WRONG_USAGE,
-        "",
-        end_of([*SERVER, "memory:0"])[2].replace("python -m impl.server", "cowproof"),
-    )
+    """But for its name, which each gives as it was typed."""
+    for arguments, status in ((["--help"], STOPPED), (["memory:0"], WRONG_USAGE), (["-p", "x"], WRONG_USAGE)):
+        found_status, *said = end_of([*COWPROOF, "serve", *arguments])
+        other_status, *other_said = end_of([*SERVER, *arguments])
+        assert (found_status, other_status) == (status, status)
+        renamed = [text.replace("python -m impl.server", "cowproof serve").split() for text in other_said]
+        assert [text.split() for text in said] == renamed
+
+
+def test_cowproof_alone_shows_its_help_as_it_is():
+    status, out, err = end_of(COWPROOF)
+    assert (status, out) == (WRONG_USAGE, "")
+    assert err == end_of([*COWPROOF, "--help"])[1]
+    assert err.count("\n") > 5
+
+
+@pytest.mark.parametrize("arguments", [["serve", "memory:0"], ["serve", "-p", "x"], ["serve", "--frobnicate"]])
+def test_who_misuses_a_command_is_told_of_that_commands_help(arguments):
+    assert end_of([*COWPROOF, *arguments])[2].endswith(" (try cowproof serve --help)\n")
 
 
 def test_cowproof_tells_its_version_even_from_a_checkout():
     declared = re.search(r'^__version__ = "(.*)"$', (ROOT / "impl" / "__init__.py").read_text(), re.MULTILINE)
-    status, out, err = end_of([SERVER[0], "-c", "from impl.cli import main; main()", "--version"])
+    status, out, err = end_of([*COWPROOF, "--version"])
     assert (status, err) == (STOPPED, "")
     assert declared[1] in out
 
@@ -294,6 +305,53 @@ def test_newcomers_are_told_what_to_try_and_it_works(serve):
     assert len(commands) == 3
     for command in commands:
         run("sh", "-c", command)
+
+
+# Standard descriptors
+
+
+def in_a_shell(redirected, *command):
+    """The command, with descriptors redirected as a shell does it."""
+    return ["bash", "-c", f'"$@" {redirected}', "bash", *map(str, command)]
+
+
+@pytest.mark.parametrize("ask", [["serve", "--help"], ["--version"]], ids=" ".join)
+def test_output_that_cannot_be_written_is_told_in_one_line(ask):
+    full = "cowproof: cannot write to standard output: No space left on device\n"
+    assert end_of(in_a_shell(">/dev/full", *COWPROOF, *ask)) == (COULD_NOT_SERVE, "", full)
+
+
+@pytest.mark.parametrize("ask", [["serve", "--help"], []], ids=" ".join)
+def test_who_has_read_enough_is_told_nothing(short_path, ask):
+    """A pipe that nobody reads, as behind a head(1) that has ended."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        status, _, err = end_of(in_a_shell(f">&{write_end} 2>{short_path}/err", *COWPROOF, *ask), pass_fds=[write_end])
+    finally:
+        os.close(write_end)
+    said = (short_path / "err").read_text()
+    assert (status, err, "Error" in said) == ((COULD_NOT_SERVE if ask else WRONG_USAGE), "", False)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">&- 2>&- <&-"])
+def test_the_exit_status_says_it_although_nothing_else_can(where):
+    assert end_of(in_a_shell(where, *COWPROOF, "serve", "memory:0")) == (WRONG_USAGE, "", "")
+    assert end_of(in_a_shell(where, *SERVER, "--run", "exit 7", "memory:1M")) == (7, "", "")
+
+
+def test_a_closed_descriptor_is_not_taken_for_a_file_of_ours(short_path, small_base):
+    """Else the command would have the disk as its standard input, and messages would go into the overlay."""
+    show = f"readlink /proc/$PPID/fd/0 /proc/$PPID/fd/1 /proc/$PPID/fd/2 /proc/self/fd/0 > {short_path}/shown"
+    assert end_of(in_a_shell("<&- >&- 2>&-", *SERVER, "--run", show, small_base)) == (STOPPED, "", "")
+    assert (short_path / "shown").read_text().split() == ["/dev/null"] * 4
+
+
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_client_cannot_be_on_a_closed_descriptor(closed, name):
+    status, out, err = end_of(in_a_shell(closed, *SERVER, "-s", "memory:1M"))
+    assert (status, out, err.count("\n")) == (COULD_NOT_SERVE, "", 1)
+    assert f"standard {name} is closed" in err
 
 
 # --run

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,10 +24,12 @@ from impl.base.open import open_base
 from impl.errors import StartError, UsageError
 from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
 from impl.overlay.overlay import never
-from impl.server import captive, listeners, logs, memory
+from impl.server import captive, listeners, logs, memory, standard
 from impl.server.export import Export, ExportOptions, file_exists, make_export
 from impl.server.server import Server
 from impl.sizes import format_size, parse_size
+
+STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 10809
@@ -86,6 +88,7 @@ class Options:
     overlay: str | None = None
     overlay_reserve: bool = False
     verbose: int = 0
+    closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
 
 @click.command("serve", help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -135,19 +138,23 @@ class Options:
 )
 @click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
 @click.option("-v", "--verbose", count=True, help="Say what clients do; twice: say more.")
-def serve(**parameters: object) -> None:
+@click.pass_context
+def serve(context: click.Context, /, **parameters: object) -> None:
     """Check what click has parsed, and serve."""
-    options = Options(**parameters)  # type: ignore[arg-type]
+    options = Options(closed=context.obj or frozenset(), **parameters)  # type: ignore[arg-type]
     logs.set_up(options.verbose)
-    check(options)
-    leave(run(options))
+    try:
+        check(options)
+        status = run(options)
+    except UsageError as error:
+        raise click.UsageError(str(error), context) from None
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:
     """Exit, without waiting for threads that are left: one may wait for a base that never answers."""
+    standard.finish()
     if threading.active_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -185,14 +192,14 @@ def run(options: Options) -> int:
         if command is not None:
             return run_captive(server, command, sockets, options)
         if options.stdio:
-            client, finish = captive.client_on_stdio()
+            client, finish = captive.client_on_stdio(options.closed)
             is_clean = server.run(only_client=client)
             if is_clean:
                 finish()
         else:
             announce(export, listeners.uri_of(sockets[0], options.exportname), options.base)
             is_clean = server.run(sockets)
-        return 0 if is_clean else 1
+        return STOPPED if is_clean else COULD_NOT_SERVE
 
 
 def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
@@ -274,8 +281,7 @@ def announce(export: Export, uri: str, base: str | None) -> None:
             f"  qemu-io -f raw -c 'write -P 7 8M 70000' -c 'read -P 7 8M 70000' {quoted}",
             "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
         ]
-    with suppress(OSError):  # nobody may be there to read it, and that is no reason not to serve
-        click.echo("\n".join(lines), err=True)
+    standard.say("\n".join(lines))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -291,18 +297,34 @@ def one_line(text: str) -> str:
 def fail_in_one_line(command: click.Command, arguments: list[str] | None, name: str) -> None:
     """Run a command; whatever a user can cause ends in one line on standard error and an exit status."""
     try:
-        command.main(arguments, prog_name=name, standalone_mode=False)
+        closed = standard.set_up()
+        command.main(arguments, prog_name=name, standalone_mode=False, obj=closed)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        complain(f"{' '.join(error.format_message().split())} (try {name} --help)", 2)
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help, which is not for one line
+        standard.say(error.format_message())
+        sys.exit(WRONG_USAGE)
+    except click.UsageError as error:
+        misused = name if error.ctx is None else error.ctx.command_path
+        complain(f"{unfolded(error.format_message())} (try {misused} --help)", WRONG_USAGE)
     except UsageError as error:
-        complain(f"{error} (try {name} --help)", 2)
+        complain(f"{error} (try {name} --help)", WRONG_USAGE)
+    except standard.OutputError as error:
+        if error.nobody_reads:  # as with head(1): they have read enough
+            sys.exit(COULD_NOT_SERVE)
+        complain(str(error), COULD_NOT_SERVE)
     except StartError as error:
-        complain(str(error), 1)
+        complain(str(error), COULD_NOT_SERVE)
+    finally:
+        standard.finish()
 
 
 def complain(message: str, status: int) -> NoReturn:
     """Say what is wrong, and exit."""
-    click.echo(f"cowproof: {one_line(message)}", err=True)
+    standard.say(f"cowproof: {one_line(message)}")
     sys.exit(status)
+
+
+def unfolded(text: str) -> str:
+    """The lines of one of click's messages as one line."""
+    return " ".join(text.split())
