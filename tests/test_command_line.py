@@ -3,6 +3,7 @@
 Source:  docs of the options; nbdkit-captive(1) for --run; sd_listen_fds(3) for socket activation.
 """
 
+import errno
 import json
 import os
 import re
@@ -28,6 +29,8 @@ from servers import (
     need,
     run,
 )
+
+from impl.server.listeners import why_not_bound
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,9 +96,14 @@ REFUSED = {
     "a block size that is no size": Refused([*U, "--cow-block-size", "nonsense"], 2, "nonsense"),
     "an unknown option": Refused([*U, "--frobnicate"], 2, "--frobnicate"),
     "an option without its value": Refused(["--unix"], 2, "--unix"),
-    "no threads": Refused([*U, "-t", "0"], 2, "0"),
-    "a port that is none": Refused(["-p", "99999"], 2, "99999"),
-    "a port that is taken": Refused(["-i", "127.0.0.1", "-p", "{port}"], 1, "{port}"),
+    "no threads": Refused([*U, "-t", "0"], 2, "'0': expected a number from 1 to 1024"),
+    "threads that are no number": Refused([*U, "-t", "abc"], 2, "'abc': expected a number from 1 to 1024"),
+    "a port that is too large": Refused(["-p", "99999"], 2, "'99999': expected a number from 0 to 65535"),
+    "a port that is too small": Refused(["-p", "-1"], 2, "'-1': expected a number from 0 to 65535"),
+    "a port that is no number": Refused(["-p", "abc"], 2, "'abc': expected a number from 0 to 65535"),
+    "a port that is far too large": Refused(["-p", "9" * 5000], 2, "expected a number from 0 to 65535"),
+    "a port that is taken": Refused(["-i", "127.0.0.1", "-p", "{port}"], 1, "port {port}: Address already in use; cho"),
+    "an address without a name": Refused(["-i", ""], 2, "--ipaddr '': expected"),
     "an address that is none": Refused(["-i", "256.1.1.1", "-p", "0"], 1, "256.1.1.1"),
     "an address of another machine": Refused(["-i", "192.0.2.1", "-p", "0"], 1, "192.0.2.1"),
     "a Unix socket and a port": Refused([*U, "-p", "0"], 2, "--unix"),
@@ -103,23 +111,37 @@ REFUSED = {
     "standard input and a Unix socket": Refused([*U, "-s"], 2, "--stdio"),
     "standard input and a command": Refused(["-s", "--run", "true"], 2, "--run"),
     "a Unix socket without a name": Refused(["-U", ""], 2, "--unix"),
-    "a Unix socket that a server uses": Refused(["-U", "{place}/living"], 1, "{place}/living"),
+    "a Unix socket that a server uses": Refused(["-U", "{place}/living"], 1, "choose another path with --unix"),
     "a Unix socket where a file is": Refused(["-U", "{place}/base.img"], 1, "{place}/base.img"),
     "a Unix socket where a folder is": Refused(["-U", "{place}/folder"], 1, "{place}/folder"),
-    "a Unix socket in a folder that is missing": Refused(["-U", "{place}/none/s"], 1, "{place}/none/s"),
+    "a Unix socket in a folder that is missing": Refused(
+        ["-U", "{place}/none/s"], 1, "{place}/none/s: there is no folder {place}/none\n"
+    ),
     "a Unix socket whose path is too long": Refused(["-U", "/tmp/" + "x" * 103], 1, "107"),
     "a Unix socket whose name has two lines": Refused(["-U", "{place}/none\n/s"], 1, "none"),
-    "a pid file in a folder that is missing": Refused([*U, "-P", "{place}/none/pid"], 1, "{place}/none/pid"),
+    "a pid file in a folder that is missing": Refused(
+        [*U, "-P", "{place}/none/pid"], 1, "{place}/none/pid: there is no folder {place}/none\n"
+    ),
+    "a pid file without a name": Refused([*U, "-P", ""], 2, "--pidfile '': expected"),
+    "a command that is none": Refused([*U, "--run", ""], 2, "--run '': expected"),
     "a pid file that is a folder": Refused([*U, "-P", "{place}/folder"], 1, "{place}/folder"),
     "a switch that is neither on nor off": Refused([*U, "--cow-on-read", "maybe"], 2, "maybe"),
     "a name that is too long": Refused([*U, "-e", "x" * 4097], 2, "4096"),
-    "a name that is not UTF-8": Refused([*U, "-e", os.fsdecode(b"\xff")], 1, "udcff"),
+    "a name that is not UTF-8": Refused([*U, "-e", os.fsdecode(b"\xff")], 2, "--exportname '\\xff': expected UTF-8"),
+    "memory without a size": Refused([*U, "memory"], 2, "expected memory:SIZE"),
+    "a pattern without a size": Refused([*U, "pattern"], 2, "expected pattern:SIZE"),
     "an overlay in a file": Refused([*U, "--overlay", "{place}/overlay"], 2, "{place}/overlay"),
     "a folder for the overlay that is missing": Refused(
-        [*U, "memory:1M"], 1, "{place}/none", env={"TMPDIR": "{place}/none"}
+        [*U, "memory:1M"],
+        1,
+        "{place}/none: No such file or directory; set TMPDIR to a folder that",
+        env={"TMPDIR": "{place}/none"},
     ),
     "a folder for the overlay that is a file": Refused(
-        [*U, "memory:1M"], 1, "{place}/base.img", env={"TMPDIR": "{place}/base.img"}
+        [*U, "memory:1M"],
+        1,
+        "{place}/base.img: Not a directory; set TMPDIR to a folder that",
+        env={"TMPDIR": "{place}/base.img"},
     ),
     "a reserve larger than the disk": Refused([*U, "--overlay-reserve", "memory:90T"], 1, "cannot reserve 90T in /"),
     "a reserve larger than all memory": Refused(
@@ -180,6 +202,14 @@ def test_a_base_that_may_not_be_read_is_refused_in_one_line(place):
     (place / "base.img").chmod(0)
     status, _, err = end_of([*without, *SERVER, "-U", place / "s", place / "base.img"])
     assert (status, err) == (COULD_NOT_SERVE, f"cowproof: cannot open '{place}/base.img': Permission denied\n")
+
+
+def test_a_port_that_is_not_for_everybody_is_refused_with_a_hint():
+    """Which ports those are, a machine may have changed: so the kernel's answer is made up."""
+    assert why_not_bound(OSError(errno.EACCES, "Permission denied")) == (
+        "Permission denied; without privileges, choose one from 1024 with --port"
+    )
+    assert why_not_bound(OSError(errno.EADDRNOTAVAIL, "Cannot assign")) == "Cannot assign"
 
 
 def test_without_any_folder_for_temporary_files_an_overlay_in_memory_is_served(short_path):
@@ -573,9 +603,10 @@ def test_a_socket_that_was_handed_over_is_served_and_left_to_its_owner(short_pat
             assert path.exists(), "the server removed a socket that it had not made"
 
 
-def test_a_socket_that_was_handed_over_leaves_no_choice_of_another(short_path):
+@pytest.mark.parametrize("options", [["-U", "{}/s"], ["-p", "0"], ["-s"]], ids=" ".join)
+def test_a_socket_that_was_handed_over_leaves_no_choice_of_another(short_path, options):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = handed_over(listener, "-U", short_path / "s", "memory:1M")
+        server = handed_over(listener, *(option.format(short_path) for option in options), "memory:1M")
         try:
             _, err = server.communicate(timeout=START_LIMIT_S)
             assert (server.returncode, err.count("\n")) == (WRONG_USAGE, 1), err

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from impl.errors import StartError
+from impl.server.paths import why_not_made
 
 PR_SET_PDEATHSIG = 1
 COPY_BYTES = 1 << 20
@@ -120,7 +121,7 @@ def write_pidfile(path: str) -> None:
     except OSError as error:
         with suppress(OSError):
             os.unlink(unfinished)
-        raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
+        raise StartError(f"cannot write the pid file {path}: {why_not_made(error, path)}") from None
 
 
 def remove_pidfile(path: str) -> None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import click
 
@@ -27,7 +27,7 @@ from impl.overlay.overlay import never
 from impl.server import captive, listeners, logs, memory, standard
 from impl.server.export import Export, ExportOptions, file_exists, make_export
 from impl.server.server import Server
-from impl.sizes import format_size, parse_size
+from impl.sizes import format_size, parse_size, quoted
 
 STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
 
@@ -35,6 +35,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 10809
 DEFAULT_BLOCK_SIZE = "64K"
 DEFAULT_THREADS = 16
+THREADS_MAX = 1024
 EXPORT_NAME_MAX_BYTES = 4096
 
 HELP = """Serve a shared, writable view of a disk that is never changed.
@@ -67,6 +68,17 @@ def block_size(text: str) -> int:
     return size
 
 
+class Number(click.IntRange):
+    """click's own says of `abc` that it is no integer range, and not which number would do."""
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or click's error, which names the option."""
+        try:
+            return int(super().convert(cast("int", value), param, ctx))
+        except click.BadParameter:
+            self.fail(f"{quoted(str(value))}: expected a number from {self.min} to {self.max}", param, ctx)
+
+
 @dataclass
 class Options:
     """The command line, parsed."""
@@ -96,14 +108,14 @@ class Options:
 @click.option("-U", "--unix", metavar="PATH", help="Listen on a Unix socket instead of TCP; removed at the end.")
 @click.option("-i", "--ipaddr", metavar="ADDRESS", help=f"Listen on this address; default {DEFAULT_HOST}.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
+    "-p", "--port", type=Number(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
 )
 @click.option("-e", "--exportname", default="", metavar="NAME", help="Name of the export; the default export as well.")
 @click.option("-r", "--readonly", is_flag=True, help="Refuse to write.")
 @click.option(
     "-t",
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=Number(1, THREADS_MAX),
     default=DEFAULT_THREADS,
     metavar="N",
     help=f"Requests of one client that may wait for a slow base at once; default {DEFAULT_THREADS}.",
@@ -161,10 +173,16 @@ def leave(status: int) -> NoReturn:
 
 def check(options: Options) -> None:
     """Refuse what makes no sense together. UsageError says what, and what would."""
+    for option, value, expected in (
+        ("--unix", options.unix, "the path of a socket"),
+        ("--ipaddr", options.ipaddr, "an address"),
+        ("--pidfile", options.pidfile, "the path of a file"),
+        ("--run", options.run, "a command"),
+    ):
+        if value == "":
+            raise UsageError(f"{option} '': expected {expected}")
     if options.unix is not None and (options.ipaddr is not None or options.port is not None):
         raise UsageError("--unix cannot go with --ipaddr or --port: one server listens in one place")
-    if options.unix == "":
-        raise UsageError("--unix '': expected the path of a socket")
     if options.stdio and (options.unix or options.ipaddr or options.port is not None or options.run):
         raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
     if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
@@ -172,6 +190,10 @@ def check(options: Options) -> None:
     name = options.exportname
     if "\0" in name or len(os.fsencode(name)) > EXPORT_NAME_MAX_BYTES:
         raise UsageError(f"--exportname: expected at most {EXPORT_NAME_MAX_BYTES} bytes, none of them zero")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--exportname {ascii(os.fsencode(name))[1:]}: expected UTF-8") from None
 
 
 def run(options: Options) -> int:
@@ -185,7 +207,7 @@ def run(options: Options) -> int:
     # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
     server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
-        sockets = [] if options.stdio else listen(options, cleanup)
+        sockets = listen(options, cleanup)
         for listener in sockets:
             cleanup.callback(listener.close)
         show_pid(options, cleanup)
@@ -232,13 +254,16 @@ def export_options(options: Options) -> ExportOptions:
 
 
 def listen(options: Options, cleanup: ExitStack) -> list[socket.socket]:
-    """The sockets to accept clients from. For a command that is run, and needs no known place, a private one."""
+    """The sockets to accept clients from: none for --stdio; for a command that needs no known place, a private one."""
     handed_over = listeners.inherited(os.environ)
     placed = options.unix is not None or options.ipaddr is not None or options.port is not None
     if handed_over:
-        if placed:
-            raise UsageError("--unix, --ipaddr and --port cannot go with sockets that a service manager hands over")
+        if placed or options.stdio:
+            what = "--stdio" if options.stdio else "--unix, --ipaddr and --port"
+            raise UsageError(f"{what} cannot go with sockets that a service manager hands over")
         return handed_over
+    if options.stdio:
+        return []
     if options.unix is not None:
         return [listeners.listen_unix(options.unix)]
     if options.run is not None and not placed:
