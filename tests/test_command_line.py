@@ -30,6 +30,7 @@ from servers import (
     run,
 )
 
+from impl.server.command import CLIENTS, missing_clients
 from impl.server.listeners import why_not_bound
 
 pytestmark = pytest.mark.timeout(120)
@@ -276,7 +277,43 @@ def test_help_names_every_option_there_is_and_no_other():
     assert set(re.findall(r"(?<!\w)--[a-z-]+", " ".join(listed))) == OPTIONS
     assert set(re.findall(r"(?<![\w-])-[a-zA-Z]\b", " ".join(listed))) == SHORT_OPTIONS
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", out)) <= OPTIONS
-    assert "[memory]" in out, "an overlay in a file is yet to come"
+    assert "  --overlay memory  " in out, "an overlay in a file is yet to come"
+
+
+HELP_SAYS = [
+    *("Exit status:\n    0 ", "\n    1 ", "\n    2 ", "With --run, that of the command"),
+    *("SIGTERM", "Ctrl-C", "LISTEN_FDS", "LISTEN_PID"),
+    *("$uri", "$nbd", "$unixsocket", "$port", "$exportname", "K, M, G, T, P, E", "$TMPDIR"),
+]
+
+
+def test_help_says_how_it_ends_and_what_commands_are_given():
+    out = end_of([*SERVER, "--help"])[1]
+    assert [what for what in HELP_SAYS if what not in out] == []
+
+
+def test_help_tells_the_default_of_every_option_that_has_one():
+    options = end_of([*SERVER, "--help"], env={"COLUMNS": "200"})[1].split("\nOptions:")[1]
+    for option in ("--ipaddr", "--port", "--threads", "--cow-block-size", "--cow-on-read", "--overlay memory"):
+        line = next(line for line in re.split(r"\n(?=  -)", options) if option in line)
+        assert re.search(r"[Dd]efault|without this", line), line
+
+
+def test_the_examples_of_help_begin_with_the_name_that_was_typed():
+    for name, command in (("cowproof serve", [*COWPROOF, "serve"]), ("python -m impl.server", SERVER)):
+        out = end_of([*command, "--help"])[1]
+        examples = out.split("Examples:\n")[1].split("\n\n")[0].splitlines()
+        assert len(examples) == 4
+        assert [
+            example for example in examples if not example.startswith((f"  {name} ", f"  TMPDIR=/big {name} "))
+        ] == []
+
+
+def test_without_click_one_line_says_what_to_type():
+    """As with the system's Python in a new checkout: -S leaves out what is installed."""
+    status, out, err = end_of([SERVER[0], "-S", "-m", "impl.server"])
+    assert (status, out, err.count("\n")) == (COULD_NOT_SERVE, "", 1), err
+    assert "type: make serve" in err
 
 
 @pytest.mark.parametrize("option", ABSENT)
@@ -333,8 +370,30 @@ def test_newcomers_are_told_what_to_try_and_it_works(serve):
     eventually(lambda: "Ctrl-C" in server.stderr, "all of it is said")
     commands = [line for line in server.stderr.splitlines() if line.startswith("  ")]
     assert len(commands) == 3
-    for command in commands:
-        run("sh", "-c", command)
+    shown = [run("sh", "-c", command) for command in commands]
+    assert "COWPROOF: a disk to try things on" in shown[1]
+
+
+# (programs that are there, what the line says)
+FOUND = [
+    ({"nbdinfo", "nbdcopy", "qemu-io"}, []),
+    ({"nbdinfo", "nbdcopy"}, ["Not found here: qemu-io; on Debian, type: sudo apt-get install qemu-utils"]),
+    ({"qemu-io"}, ["Not found here: nbdinfo, nbdcopy; on Debian, type: sudo apt-get install libnbd-bin"]),
+    (set(), ["Not found here: nbdinfo, nbdcopy, qemu-io; on Debian, type: sudo apt-get install libnbd-bin qemu-utils"]),
+]
+
+
+@pytest.mark.parametrize(("there", "line"), FOUND)
+def test_newcomers_who_lack_a_client_are_told_its_package(there, line):
+    assert missing_clients(lambda client: client if client in there else None) == line
+
+
+def test_newcomers_are_told_to_try_nothing_that_is_not_in_those_packages_or_on_every_machine(serve):
+    server = serve(None)
+    eventually(lambda: "Ctrl-C" in server.stderr, "all of it is said")
+    commands = [line.split() for line in server.stderr.splitlines() if line.startswith("  ")]
+    programs = {word for words in commands for before, word in zip(["|", *words], words, strict=False) if before == "|"}
+    assert programs == {*CLIENTS, "grep", "head"}
 
 
 # Standard descriptors

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn, cast
@@ -45,15 +46,31 @@ pattern:SIZE[?seed=N&latency=10ms&jitter=5ms] (bytes that are a function of thei
 Without BASE, a small demonstration disk is served.
 
 Clients connect with any NBD client. Every client sees every other's writes; they are kept in an overlay that is
-gone when the server stops. Sizes take K, M, G, T.
+gone when the server stops. Sizes are bytes, or take K, M, G, T, P, E, each a power of 1024.
+"""
+
+EXAMPLES = (  # (what stands before our name, what behind it, what that does)
+    ("", "disk.img", "serve at nbd://localhost"),
+    ("", "-U /tmp/sock disk.img", "on a Unix socket"),
+    ("", "disk.img --run 'nbdcopy $uri out.img'", "only while a command runs"),
+    ("TMPDIR=/big ", "--cow-on-read on disk.img", "overlay in /big, keep what is read"),
+)
+
+EPILOG = """SIGTERM, or Ctrl-C, stops the server: what is in flight is finished first. A second one does not wait.
+
+A service manager may hand over sockets that listen already (LISTEN_FDS and LISTEN_PID, as systemd does). Then
+these are served, and --unix, --ipaddr, --port and --stdio are refused.
 
 \b
-Examples:
-  cowproof serve disk.img                                serve at nbd://localhost
-  cowproof serve -U /tmp/sock disk.img                   on a Unix socket
-  cowproof serve disk.img --run 'nbdcopy $uri out.img'   only while a command runs
-  TMPDIR=/big cowproof serve --cow-on-read on disk.img   overlay in /big, keep what is read
+Exit status:
+  0  told to stop, and all that was in flight is finished; or the client of --stdio has gone
+  1  could not serve, or left without finishing; one line says why
+  2  wrong usage
+With --run, that of the command, or 128 and the number of the signal that ended it.
 """
+
+# What newcomers are told to try, and the packages of Debian that have it.
+CLIENTS = {"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-io": "qemu-utils"}
 
 
 def block_size(text: str) -> int:
@@ -77,6 +94,19 @@ class Number(click.IntRange):
             return int(super().convert(cast("int", value), param, ctx))
         except click.BadParameter:
             self.fail(f"{quoted(str(value))}: expected a number from {self.min} to {self.max}", param, ctx)
+
+
+class Serve(click.Command):
+    """Its examples begin with its own name, whichever way it was called."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The text, and then the examples."""
+        super().format_help_text(ctx, formatter)
+        examples = [(f"{before}{ctx.command_path} {arguments}", what) for before, arguments, what in EXAMPLES]
+        width = max(len(example) for example, _ in examples)
+        with formatter.section("Examples"):
+            for example, what in examples:
+                formatter.write(f"  {example:<{width}}   {what}\n")
 
 
 @dataclass
@@ -103,7 +133,13 @@ class Options:
     closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
 
-@click.command("serve", help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    "serve",
+    cls=Serve,
+    help=HELP,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.argument("base", required=False)
 @click.option("-U", "--unix", metavar="PATH", help="Listen on a Unix socket instead of TCP; removed at the end.")
 @click.option("-i", "--ipaddr", metavar="ADDRESS", help=f"Listen on this address; default {DEFAULT_HOST}.")
@@ -124,8 +160,9 @@ class Options:
 @click.option(
     "--run",
     metavar="COMMAND",
-    help="Serve only while COMMAND runs in a shell; it is given $uri, $unixsocket, $port and $exportname, and its "
-    "exit status is ours. Unless told where to listen, on a private Unix socket.",
+    help="Serve only while COMMAND runs in a shell; it is given $uri, $unixsocket, $port, $exportname, and $nbd, "
+    "which is $uri in qemu's older form. Its exit status is ours. Unless told where to listen, on a private Unix "
+    "socket.",
 )
 @click.option("-s", "--stdio", is_flag=True, help="Serve one client, on standard input and output.")
 @click.option("--exit-with-parent", is_flag=True, help="Stop when the process that started this one has gone.")
@@ -140,16 +177,17 @@ class Options:
     "--cow-on-read",
     metavar="off|on|/PATH",
     default="off",
-    help="Keep what is read from the base in the overlay: never, always, or while a file exists at /PATH.",
+    help="Keep what is read from the base in the overlay: never, always, or while a file exists at /PATH; default off.",
 )
 @click.option("--cow-on-cache", is_flag=True, help="Let a client's cache request copy into the overlay.")
 @click.option(
     "--overlay",
     type=click.Choice(["memory"]),
+    metavar="memory",
     help="Keep the overlay in memory; without this, in an unnamed file in $TMPDIR, or /var/tmp.",
 )
 @click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
-@click.option("-v", "--verbose", count=True, help="Say what clients do; twice: say more.")
+@click.option("-v", "--verbose", count=True, help="Say what clients do; twice: each request, too.")
 @click.pass_context
 def serve(context: click.Context, /, **parameters: object) -> None:
     """Check what click has parsed, and serve."""
@@ -302,11 +340,21 @@ def announce(export: Export, uri: str, base: str | None) -> None:
         lines += [
             "In another terminal, try:",
             f"  nbdinfo {quoted}",
-            f"  nbdcopy {quoted} - | strings | head",
+            f"  nbdcopy {quoted} - | grep -a -o -E '[[:print:]]{{20,}}' | head",
             f"  qemu-io -f raw -c 'write -P 7 8M 70000' -c 'read -P 7 8M 70000' {quoted}",
             "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
+            *missing_clients(shutil.which),
         ]
     standard.say("\n".join(lines))
+
+
+def missing_clients(find: Callable[[str], str | None]) -> list[str]:
+    """A line that says how to get the clients that people are told to try; none, if `find` finds them all."""
+    missing = [client for client in CLIENTS if find(client) is None]
+    if not missing:
+        return []
+    packages = " ".join(dict.fromkeys(CLIENTS[client] for client in missing))
+    return [f"Not found here: {', '.join(missing)}; on Debian, type: sudo apt-get install {packages}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
