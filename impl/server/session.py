@@ -32,6 +32,7 @@ from impl.server.commands import Commands, Later, Reply
 from impl.server.export import Export
 from impl.server.loop import READABLE, WRITABLE, Loop
 from impl.server.outbox import BrokenReply, Outbox
+from impl.server.request_log import LoggedCommands, logged_if_wanted
 
 PAUSE_BYTES = 64 << 20
 PAUSE_REQUESTS = 1024
@@ -77,7 +78,7 @@ class Session:
             {name: export.info for name, export in exports.items()}, default
         )
         self._reader: RequestReader | None = None
-        self._commands: Commands | None = None
+        self._commands: Commands | LoggedCommands | None = None
         self._outbox = Outbox(sock)
         # Those who wait for the base, and those who wait for a range only, which is never for long.
         self._workers = {
@@ -189,7 +190,7 @@ class Session:
             agreement = handshake.agreement
             assert agreement is not None
             self._reader = RequestReader(agreement, handshake.leftover)
-            self._commands = Commands(self._exports[agreement.export.name], agreement)
+            self._commands = logged_if_wanted(Commands(self._exports[agreement.export.name], agreement), self.client)
             self._handshake = None
             log.info("%s: opened export %r", self.client, agreement.export.name)
 
