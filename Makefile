@@ -45,9 +45,11 @@ format:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# fio leaves files of state, where it verifies.
 # A test takes five minutes at most (pyproject.toml, timeout): a folder that is older than ten belongs to none that runs.
 clean:            ## remove what the commands above make, and what tests leave that were killed
 	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	rm -f local-*-verify.state
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	-find $(TESTS_TMP) -maxdepth 1 -user "$$(id -u)" -name 'cowproof-test-*' -mmin +10 \
 		-exec rm -rf --one-file-system {} +

@@ -128,7 +128,10 @@ def test_make_clean_removes_what_killed_tests_left_and_nothing_else(checkout):
             os.utime(tmp / name, (0, 0))
     cache = checkout.folder / "tests" / "__pycache__"
     cache.mkdir(parents=True)
+    state = checkout.folder / "local-verify-0-verify.state"
+    state.touch()
     status, _, said = checkout.run(NOBODY, make, "clean")
     assert (status, said) == (0, "")
     assert sorted(os.listdir(tmp)) == ["cowproof-server", "cowproof-test-young"]
     assert not cache.exists()
+    assert not state.exists()
