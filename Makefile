@@ -1,12 +1,16 @@
 # Two commands: `make serve` and `make test`. Both set up what they need in .venv.
 
 BIN := .venv/bin
+# Of the server, or of pytest: make serve ARGS='--port 10810 disk.img', make unit ARGS=tests/test_sizes.py
+ARGS :=
+TESTS_TMP := $(or $(TMPDIR),/tmp)
 
 .PHONY: serve test lint types imports unit contracts explore tla format clean
 
 serve:            ## serve the demonstration disk at nbd://localhost
 	@tools/setup.sh serve
-	@exec $(BIN)/python -m impl.server
+	$(if $(ARGS),,@echo "make serve: the server's options go into ARGS, such as: make serve ARGS='--port 10810'" >&2)
+	@exec $(BIN)/python -m impl.server $(ARGS)
 
 test:             ## everything that has to pass
 	@tools/setup.sh test
@@ -30,7 +34,7 @@ tla:              ## TLC and the twins over every configuration of specs/, those
 	$(BIN)/python -m check.specs
 
 unit:
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 explore:          ## the large bounds, on all processors; stop it when you like, it goes on from there
 	@tools/setup.sh test
@@ -41,5 +45,11 @@ format:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
+# fio leaves files of state, where it verifies.
+# A test takes five minutes at most (pyproject.toml, timeout): a folder that is older than ten belongs to none that runs.
+clean:            ## remove what the commands above make, and what tests leave that were killed
+	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist *.egg-info
+	rm -f local-*-verify.state
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	-find $(TESTS_TMP) -maxdepth 1 -user "$$(id -u)" -name 'cowproof-test-*' -mmin +10 \
+		-exec rm -rf --one-file-system {} +

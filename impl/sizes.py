@@ -49,6 +49,13 @@ def format_size(size: int) -> str:
     return f"{size // _FACTORS[letter]}{letter}"
 
 
+def format_about(size: int) -> str:
+    """`size` rounded down, for people: in the largest unit of which there are 8 or more."""
+    assert size >= 0, f"size is {size}, expected 0 or more"
+    unit = 1 << (10 * max(0, (size.bit_length() - 4) // 10))
+    return format_size(size // unit * unit)
+
+
 def parse_duration(text: str, what: str = "duration") -> float:
     """The seconds that `text` stands for, 0 to DURATION_MAX_S; `what` names the argument in the error."""
     match = _DURATION.fullmatch(text)

@@ -54,7 +54,7 @@ def serve():
 @pytest.fixture
 def short_path():
     """A folder whose path is short enough for a socket in it."""
-    folder = tempfile.mkdtemp(prefix="cowproof-")
+    folder = tempfile.mkdtemp(prefix="cowproof-test-")
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
 

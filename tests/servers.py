@@ -69,7 +69,10 @@ def eventually(look, what, limit_s=END_LIMIT_S):
 
 
 def run(*command, status=0, cwd=ROOT, **options):
-    """Run a program in `cwd` to its end, which has to be `status`; what it wrote on standard output."""
+    """Run a program in `cwd` to its end, which has to be `status`; what it wrote on standard output.
+
+    Not all that other people's programs write is text: without file(1), nbdinfo 1.14 shows bytes of its memory.
+    """
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -77,6 +80,7 @@ def run(*command, status=0, cwd=ROOT, **options):
         timeout=CLIENT_LIMIT_S,
         check=False,
         text=True,
+        errors="replace",
         **options,
     )
     assert done.returncode == status, f"{command[0]}: status {done.returncode}, expected {status}: {done.stderr}"
@@ -178,7 +182,7 @@ class Servers:
 
     def __call__(self, base=None, *options, tcp=False, env=None, under=()):
         # Not pytest's own folders: a socket's path has at most 107 bytes.
-        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-"), base, options, tcp, env, under)
+        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-test-"), base, options, tcp, env, under)
         self._started.append(server)
         return server.wait_until_it_serves()
 

@@ -23,6 +23,8 @@ OPENS = [  # (text, kind, size)
 
 REFUSED = [  # (text, what the message says)
     ("", "base '' is empty"),
+    ("memory", "base 'memory' has no size: expected memory:SIZE"),
+    ("Pattern", "base 'Pattern' has no size: expected pattern:SIZE[?seed=N"),
     ("memory:", "memory: size '' is not a size"),
     ("memory:0", "memory: size '0' is zero: expected at least 1 byte"),
     ("memory:64X", "memory: size '64X' is not a size"),

@@ -3,6 +3,7 @@
 Source:  docs of the options; nbdkit-captive(1) for --run; sd_listen_fds(3) for socket activation.
 """
 
+import errno
 import json
 import os
 import re
@@ -29,9 +30,13 @@ from servers import (
     run,
 )
 
+from impl.server.command import CLIENTS, missing_clients
+from impl.server.listeners import why_not_bound
+
 pytestmark = pytest.mark.timeout(120)
 
 STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
+COWPROOF = [SERVER[0], "-c", "from impl.cli import main; main()"]
 
 
 def end_of(command, env=None, limit_s=CLIENT_LIMIT_S, **options):
@@ -45,9 +50,15 @@ def end_of(command, env=None, limit_s=CLIENT_LIMIT_S, **options):
         timeout=limit_s,
         check=False,
         text=True,
+        errors="replace",
         **options,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_a_client_may_write_what_is_not_text():
+    """As nbdinfo does on a machine without file(1)."""
+    assert run("printf", r"content: \377\n") == "content: \N{REPLACEMENT CHARACTER}\n"
 
 
 # What is refused
@@ -86,9 +97,14 @@ REFUSED = {
     "a block size that is no size": Refused([*U, "--cow-block-size", "nonsense"], 2, "nonsense"),
     "an unknown option": Refused([*U, "--frobnicate"], 2, "--frobnicate"),
     "an option without its value": Refused(["--unix"], 2, "--unix"),
-    "no threads": Refused([*U, "-t", "0"], 2, "0"),
-    "a port that is none": Refused(["-p", "99999"], 2, "99999"),
-    "a port that is taken": Refused(["-i", "127.0.0.1", "-p", "{port}"], 1, "{port}"),
+    "no threads": Refused([*U, "-t", "0"], 2, "'0': expected a number from 1 to 1024"),
+    "threads that are no number": Refused([*U, "-t", "abc"], 2, "'abc': expected a number from 1 to 1024"),
+    "a port that is too large": Refused(["-p", "99999"], 2, "'99999': expected a number from 0 to 65535"),
+    "a port that is too small": Refused(["-p", "-1"], 2, "'-1': expected a number from 0 to 65535"),
+    "a port that is no number": Refused(["-p", "abc"], 2, "'abc': expected a number from 0 to 65535"),
+    "a port that is far too large": Refused(["-p", "9" * 5000], 2, "expected a number from 0 to 65535"),
+    "a port that is taken": Refused(["-i", "127.0.0.1", "-p", "{port}"], 1, "port {port}: Address already in use; cho"),
+    "an address without a name": Refused(["-i", ""], 2, "--ipaddr '': expected"),
     "an address that is none": Refused(["-i", "256.1.1.1", "-p", "0"], 1, "256.1.1.1"),
     "an address of another machine": Refused(["-i", "192.0.2.1", "-p", "0"], 1, "192.0.2.1"),
     "a Unix socket and a port": Refused([*U, "-p", "0"], 2, "--unix"),
@@ -96,25 +112,45 @@ REFUSED = {
     "standard input and a Unix socket": Refused([*U, "-s"], 2, "--stdio"),
     "standard input and a command": Refused(["-s", "--run", "true"], 2, "--run"),
     "a Unix socket without a name": Refused(["-U", ""], 2, "--unix"),
-    "a Unix socket that a server uses": Refused(["-U", "{place}/living"], 1, "{place}/living"),
+    "a Unix socket that a server uses": Refused(["-U", "{place}/living"], 1, "choose another path with --unix"),
     "a Unix socket where a file is": Refused(["-U", "{place}/base.img"], 1, "{place}/base.img"),
     "a Unix socket where a folder is": Refused(["-U", "{place}/folder"], 1, "{place}/folder"),
-    "a Unix socket in a folder that is missing": Refused(["-U", "{place}/none/s"], 1, "{place}/none/s"),
+    "a Unix socket in a folder that is missing": Refused(
+        ["-U", "{place}/none/s"], 1, "{place}/none/s: there is no folder {place}/none\n"
+    ),
     "a Unix socket whose path is too long": Refused(["-U", "/tmp/" + "x" * 103], 1, "107"),
     "a Unix socket whose name has two lines": Refused(["-U", "{place}/none\n/s"], 1, "none"),
-    "a pid file in a folder that is missing": Refused([*U, "-P", "{place}/none/pid"], 1, "{place}/none/pid"),
+    "a pid file in a folder that is missing": Refused(
+        [*U, "-P", "{place}/none/pid"], 1, "{place}/none/pid: there is no folder {place}/none\n"
+    ),
+    "a pid file without a name": Refused([*U, "-P", ""], 2, "--pidfile '': expected"),
+    "a command that is none": Refused([*U, "--run", ""], 2, "--run '': expected"),
     "a pid file that is a folder": Refused([*U, "-P", "{place}/folder"], 1, "{place}/folder"),
     "a switch that is neither on nor off": Refused([*U, "--cow-on-read", "maybe"], 2, "maybe"),
     "a name that is too long": Refused([*U, "-e", "x" * 4097], 2, "4096"),
-    "a name that is not UTF-8": Refused([*U, "-e", os.fsdecode(b"\xff")], 1, "udcff"),
+    "a name that is not UTF-8": Refused([*U, "-e", os.fsdecode(b"\xff")], 2, "--exportname '\\xff': expected UTF-8"),
+    "memory without a size": Refused([*U, "memory"], 2, "expected memory:SIZE"),
+    "a pattern without a size": Refused([*U, "pattern"], 2, "expected pattern:SIZE"),
     "an overlay in a file": Refused([*U, "--overlay", "{place}/overlay"], 2, "{place}/overlay"),
     "a folder for the overlay that is missing": Refused(
-        [*U, "memory:1M"], 1, "{place}/none", env={"TMPDIR": "{place}/none"}
+        [*U, "memory:1M"],
+        1,
+        "{place}/none: No such file or directory; set TMPDIR to a folder that",
+        env={"TMPDIR": "{place}/none"},
     ),
     "a folder for the overlay that is a file": Refused(
-        [*U, "memory:1M"], 1, "{place}/base.img", env={"TMPDIR": "{place}/base.img"}
+        [*U, "memory:1M"],
+        1,
+        "{place}/base.img: Not a directory; set TMPDIR to a folder that",
+        env={"TMPDIR": "{place}/base.img"},
     ),
-    "a reserve larger than the disk": Refused([*U, "--overlay-reserve", "memory:1P"], 1, str(1 << 50)),
+    "a reserve larger than the disk": Refused([*U, "--overlay-reserve", "memory:90T"], 1, "cannot reserve 90T in /"),
+    "a reserve larger than all memory": Refused(
+        [*U, "--overlay-reserve", "--overlay", "memory", "memory:90T"], 1, "cannot reserve 90T in memory"
+    ),
+    "an overlay larger than a file can be": Refused(
+        [*U, f"memory:{(1 << 63) - 1}", "--cow-block-size", "2G"], 1, "TMPDIR"
+    ),
     "sockets that were not handed over": Refused(["memory:1M"], 1, "'many'", env={"LISTEN_FDS": "many"}),
 }
 
@@ -167,6 +203,14 @@ def test_a_base_that_may_not_be_read_is_refused_in_one_line(place):
     (place / "base.img").chmod(0)
     status, _, err = end_of([*without, *SERVER, "-U", place / "s", place / "base.img"])
     assert (status, err) == (COULD_NOT_SERVE, f"cowproof: cannot open '{place}/base.img': Permission denied\n")
+
+
+def test_a_port_that_is_not_for_everybody_is_refused_with_a_hint():
+    """Which ports those are, a machine may have changed: so the kernel's answer is made up."""
+    assert why_not_bound(OSError(errno.EACCES, "Permission denied")) == (
+        "Permission denied; without privileges, choose one from 1024 with --port"
+    )
+    assert why_not_bound(OSError(errno.EADDRNOTAVAIL, "Cannot assign")) == "Cannot assign"
 
 
 def test_without_any_folder_for_temporary_files_an_overlay_in_memory_is_served(short_path):
@@ -233,7 +277,43 @@ def test_help_names_every_option_there_is_and_no_other():
     assert set(re.findall(r"(?<!\w)--[a-z-]+", " ".join(listed))) == OPTIONS
     assert set(re.findall(r"(?<![\w-])-[a-zA-Z]\b", " ".join(listed))) == SHORT_OPTIONS
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", out)) <= OPTIONS
-    assert "[memory]" in out, "an overlay in a file is yet to come"
+    assert "  --overlay memory  " in out, "an overlay in a file is yet to come"
+
+
+HELP_SAYS = [
+    *("Exit status:\n    0 ", "\n    1 ", "\n    2 ", "With --run, that of the command"),
+    *("SIGTERM", "Ctrl-C", "LISTEN_FDS", "LISTEN_PID"),
+    *("$uri", "$nbd", "$unixsocket", "$port", "$exportname", "K, M, G, T, P, E", "$TMPDIR"),
+]
+
+
+def test_help_says_how_it_ends_and_what_commands_are_given():
+    out = end_of([*SERVER, "--help"])[1]
+    assert [what for what in HELP_SAYS if what not in out] == []
+
+
+def test_help_tells_the_default_of_every_option_that_has_one():
+    options = end_of([*SERVER, "--help"], env={"COLUMNS": "200"})[1].split("\nOptions:")[1]
+    for option in ("--ipaddr", "--port", "--threads", "--cow-block-size", "--cow-on-read", "--overlay memory"):
+        line = next(line for line in re.split(r"\n(?=  -)", options) if option in line)
+        assert re.search(r"[Dd]efault|without this", line), line
+
+
+def test_the_examples_of_help_begin_with_the_name_that_was_typed():
+    for name, command in (("cowproof serve", [*COWPROOF, "serve"]), ("python -m impl.server", SERVER)):
+        out = end_of([*command, "--help"])[1]
+        examples = out.split("Examples:\n")[1].split("\n\n")[0].splitlines()
+        assert len(examples) == 4
+        assert [
+            example for example in examples if not example.startswith((f"  {name} ", f"  TMPDIR=/big {name} "))
+        ] == []
+
+
+def test_without_click_one_line_says_what_to_type():
+    """As with the system's Python in a new checkout: -S leaves out what is installed."""
+    status, out, err = end_of([SERVER[0], "-S", "-m", "impl.server"])
+    assert (status, out, err.count("\n")) == (COULD_NOT_SERVE, "", 1), err
+    assert "type: make serve" in err
 
 
 @pytest.mark.parametrize("option", ABSENT)
@@ -244,20 +324,30 @@ def test_an_option_that_does_not_exist_is_refused(short_path, option):
 
 
 def test_cowproof_serve_is_the_same_command():
-    cowproof = [SERVER[0], "-c", "from impl.cli import main; main()"]
-    status, out, _ = end_of([*cowproof, "serve", "--help"])
-    _, other_out, _ = end_of([*SERVER, "--help"])
-    assert (status, out.splitlines()[1:]) == (STOPPED, other_out.splitlines()[1:])
-    assert end_of([*cowproof, "serve", "memory:0"]) == (
-        WRONG_USAGE,
-        "",
-        end_of([*SERVER, "memory:0"])[2].replace("python -m impl.server", "cowproof"),
-    )
+    """But for its name, which each gives as it was typed."""
+    for arguments, status in ((["--help"], STOPPED), (["memory:0"], WRONG_USAGE), (["-p", "x"], WRONG_USAGE)):
+        found_status, *said = end_of([*COWPROOF, "serve", *arguments])
+        other_status, *other_said = end_of([*SERVER, *arguments])
+        assert (found_status, other_status) == (status, status)
+        renamed = [text.replace("python -m impl.server", "cowproof serve").split() for text in other_said]
+        assert [text.split() for text in said] == renamed
+
+
+def test_cowproof_alone_shows_its_help_as_it_is():
+    status, out, err = end_of(COWPROOF)
+    assert (status, out) == (WRONG_USAGE, "")
+    assert err == end_of([*COWPROOF, "--help"])[1]
+    assert err.count("\n") > 5
+
+
+@pytest.mark.parametrize("arguments", [["serve", "memory:0"], ["serve", "-p", "x"], ["serve", "--frobnicate"]])
+def test_who_misuses_a_command_is_told_of_that_commands_help(arguments):
+    assert end_of([*COWPROOF, *arguments])[2].endswith(" (try cowproof serve --help)\n")
 
 
 def test_cowproof_tells_its_version_even_from_a_checkout():
     declared = re.search(r'^__version__ = "(.*)"$', (ROOT / "impl" / "__init__.py").read_text(), re.MULTILINE)
-    status, out, err = end_of([SERVER[0], "-c", "from impl.cli import main; main()", "--version"])
+    status, out, err = end_of([*COWPROOF, "--version"])
     assert (status, err) == (STOPPED, "")
     assert declared[1] in out
 
@@ -280,8 +370,77 @@ def test_newcomers_are_told_what_to_try_and_it_works(serve):
     eventually(lambda: "Ctrl-C" in server.stderr, "all of it is said")
     commands = [line for line in server.stderr.splitlines() if line.startswith("  ")]
     assert len(commands) == 3
-    for command in commands:
-        run("sh", "-c", command)
+    shown = [run("sh", "-c", command) for command in commands]
+    assert "COWPROOF: a disk to try things on" in shown[1]
+
+
+# (programs that are there, what the line says)
+FOUND = [
+    ({"nbdinfo", "nbdcopy", "qemu-io"}, []),
+    ({"nbdinfo", "nbdcopy"}, ["Not found here: qemu-io; on Debian, type: sudo apt-get install qemu-utils"]),
+    ({"qemu-io"}, ["Not found here: nbdinfo, nbdcopy; on Debian, type: sudo apt-get install libnbd-bin"]),
+    (set(), ["Not found here: nbdinfo, nbdcopy, qemu-io; on Debian, type: sudo apt-get install libnbd-bin qemu-utils"]),
+]
+
+
+@pytest.mark.parametrize(("there", "line"), FOUND)
+def test_newcomers_who_lack_a_client_are_told_its_package(there, line):
+    assert missing_clients(lambda client: client if client in there else None) == line
+
+
+def test_newcomers_are_told_to_try_nothing_that_is_not_in_those_packages_or_on_every_machine(serve):
+    server = serve(None)
+    eventually(lambda: "Ctrl-C" in server.stderr, "all of it is said")
+    commands = [line.split() for line in server.stderr.splitlines() if line.startswith("  ")]
+    programs = {word for words in commands for before, word in zip(["|", *words], words, strict=False) if before == "|"}
+    assert programs == {*CLIENTS, "grep", "head"}
+
+
+# Standard descriptors
+
+
+def in_a_shell(redirected, *command):
+    """The command, with descriptors redirected as a shell does it."""
+    return ["bash", "-c", f'"$@" {redirected}', "bash", *map(str, command)]
+
+
+@pytest.mark.parametrize("ask", [["serve", "--help"], ["--version"]], ids=" ".join)
+def test_output_that_cannot_be_written_is_told_in_one_line(ask):
+    full = "cowproof: cannot write to standard output: No space left on device\n"
+    assert end_of(in_a_shell(">/dev/full", *COWPROOF, *ask)) == (COULD_NOT_SERVE, "", full)
+
+
+@pytest.mark.parametrize("ask", [["serve", "--help"], []], ids=" ".join)
+def test_who_has_read_enough_is_told_nothing(short_path, ask):
+    """A pipe that nobody reads, as behind a head(1) that has ended."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        status, _, err = end_of(in_a_shell(f">&{write_end} 2>{short_path}/err", *COWPROOF, *ask), pass_fds=[write_end])
+    finally:
+        os.close(write_end)
+    said = (short_path / "err").read_text()
+    assert (status, err, "Error" in said) == ((COULD_NOT_SERVE if ask else WRONG_USAGE), "", False)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">&- 2>&- <&-"])
+def test_the_exit_status_says_it_although_nothing_else_can(where):
+    assert end_of(in_a_shell(where, *COWPROOF, "serve", "memory:0")) == (WRONG_USAGE, "", "")
+    assert end_of(in_a_shell(where, *SERVER, "--run", "exit 7", "memory:1M")) == (7, "", "")
+
+
+def test_a_closed_descriptor_is_not_taken_for_a_file_of_ours(short_path, small_base):
+    """Else the command would have the disk as its standard input, and messages would go into the overlay."""
+    show = f"readlink /proc/$PPID/fd/0 /proc/$PPID/fd/1 /proc/$PPID/fd/2 /proc/self/fd/0 > {short_path}/shown"
+    assert end_of(in_a_shell("<&- >&- 2>&-", *SERVER, "--run", show, small_base)) == (STOPPED, "", "")
+    assert (short_path / "shown").read_text().split() == ["/dev/null"] * 4
+
+
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_client_cannot_be_on_a_closed_descriptor(closed, name):
+    status, out, err = end_of(in_a_shell(closed, *SERVER, "-s", "memory:1M"))
+    assert (status, out, err.count("\n")) == (COULD_NOT_SERVE, "", 1)
+    assert f"standard {name} is closed" in err
 
 
 # --run
@@ -503,9 +662,10 @@ def test_a_socket_that_was_handed_over_is_served_and_left_to_its_owner(short_pat
             assert path.exists(), "the server removed a socket that it had not made"
 
 
-def test_a_socket_that_was_handed_over_leaves_no_choice_of_another(short_path):
+@pytest.mark.parametrize("options", [["-U", "{}/s"], ["-p", "0"], ["-s"]], ids=" ".join)
+def test_a_socket_that_was_handed_over_leaves_no_choice_of_another(short_path, options):
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = handed_over(listener, "-U", short_path / "s", "memory:1M")
+        server = handed_over(listener, *(option.format(short_path) for option in options), "memory:1M")
         try:
             _, err = server.communicate(timeout=START_LIMIT_S)
             assert (server.returncode, err.count("\n")) == (WRONG_USAGE, 1), err

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from impl.errors import UsageError
-from impl.sizes import SIZE_MAX, format_size, parse_duration, parse_size
+from impl.sizes import SIZE_MAX, format_about, format_size, parse_duration, parse_size
 
 SIZES = [
     ("0", 0),
@@ -83,6 +83,14 @@ def test_a_size_that_an_offset_cannot_reach_is_refused(text):
 )
 def test_a_size_is_written_with_the_largest_letter_that_is_exact(size, text):
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0"), (8191, "8191"), (8193, "8K"), (9 * 2**20 - 1, "8M"), (7 * 2**29 + 5, "3584M"), (SIZE_MAX, "8191P")],
+)
+def test_for_people_a_size_is_rounded_down(size, text):
+    assert format_about(size) == text
 
 
 @given(st.integers(0, SIZE_MAX) | st.integers(0, 62).map(lambda power: 2**power))

@@ -31,6 +31,9 @@ def open_base(text: str | None) -> Base:
     if not text:
         raise UsageError(f"base '' is empty: expected {known_forms()}")
     match = _SCHEME.fullmatch(text)
+    if match is None and text.lower() in SCHEMES and not _exists(text):
+        form = SCHEMES[text.lower()].form
+        raise UsageError(f"base {quoted(text)} has no size: expected {form} (./ in front of it makes it a path)")
     if match is None or _exists(text):
         return FileBase(text)
     name, rest = match.groups()

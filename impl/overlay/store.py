@@ -15,9 +15,11 @@ import errno
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from impl.errors import StartError
+from impl.overlay import room
+from impl.sizes import format_about, format_size
 
 Buffer = bytes | bytearray | memoryview
 
@@ -153,21 +155,37 @@ def temporary_store(size: int, reserve: bool = False) -> FileStore:
             fd = os.dup(file.fileno())
     except OSError as error:
         raise StartError(
-            f"cannot make a temporary overlay in {directory}: {error.strerror}; set TMPDIR to a directory that can"
+            f"cannot make a temporary overlay in {directory}: {error.strerror}; "
+            "set TMPDIR to a folder that exists and can be written to, or use --overlay memory"
         ) from None
-    return _store(fd, size, reserve, directory)
+    hint = "set TMPDIR to a folder on a larger disk"
+    return _store(fd, size, reserve, Room(directory, room.disk_bytes(fd), errno.ENOSPC, hint))
 
 
 def memory_store(size: int, reserve: bool = False) -> FileStore:
     """A store in memory, which takes what is written and gives back what is trimmed."""
-    return _store(os.memfd_create("cowproof-overlay", os.MFD_CLOEXEC), size, reserve, "memory")
+    fd = os.memfd_create("cowproof-overlay", os.MFD_CLOEXEC)
+    return _store(fd, size, reserve, Room("memory", room.memory_bytes(), errno.ENOMEM, "leave out --overlay memory"))
 
 
-def _store(fd: int, size: int, reserve: bool, where: str) -> FileStore:
+class Room(NamedTuple):
+    """Where a store is to be, and what can be said if it does not fit."""
+
+    where: str
+    free_bytes: int | None
+    errno_without: int
+    hint: str
+
+
+def _store(fd: int, size: int, reserve: bool, at: Room) -> FileStore:
     try:
+        if reserve and at.free_bytes is not None and size > at.free_bytes:
+            free = format_about(at.free_bytes)
+            raise OSError(at.errno_without, f"{os.strerror(at.errno_without)} (there is room for {free})")
         return FileStore(fd, size, reserve)
     except (OSError, OverflowError) as error:
         os.close(fd)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         wanted = "reserve" if reserve else "make a sparse overlay of"
-        raise StartError(f"cannot {wanted} {size} bytes in {where}: {reason}") from None
+        hint = f"leave out --overlay-reserve, or {at.hint}" if reserve else at.hint
+        raise StartError(f"cannot {wanted} {format_size(size)} in {at.where}: {reason}; {hint}") from None

@@ -12,20 +12,24 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from impl.errors import StartError
+from impl.server.paths import why_not_made
 
 PR_SET_PDEATHSIG = 1
 COPY_BYTES = 1 << 20
 
 
-def client_on_stdio() -> tuple[socket.socket, Callable[[], None]]:
+def client_on_stdio(closed: Collection[int]) -> tuple[socket.socket, Callable[[], None]]:
     """The client on descriptors 0 and 1, and what to call at the end, so that it gets all that was sent to it.
 
-    They are a socket, or else two pipes, which threads connect to a socket.
+    They are a socket, or else two pipes, which threads connect to a socket. StartError if one of them was `closed`.
     """
+    for fd, name in ((0, "input"), (1, "output")):
+        if fd in closed:
+            raise StartError(f"--stdio: standard {name} is closed, and the client should be there")
     try:
         return socket.socket(fileno=os.dup(0)), lambda: None
     except OSError:
@@ -117,7 +121,7 @@ def write_pidfile(path: str) -> None:
     except OSError as error:
         with suppress(OSError):
             os.unlink(unfinished)
-        raise StartError(f"cannot write the pid file {path}: {error.strerror}") from None
+        raise StartError(f"cannot write the pid file {path}: {why_not_made(error, path)}") from None
 
 
 def remove_pidfile(path: str) -> None:

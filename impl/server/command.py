@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import click
 
@@ -24,15 +25,18 @@ from impl.base.open import open_base
 from impl.errors import StartError, UsageError
 from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
 from impl.overlay.overlay import never
-from impl.server import captive, listeners, logs, memory
+from impl.server import captive, listeners, logs, memory, standard
 from impl.server.export import Export, ExportOptions, file_exists, make_export
 from impl.server.server import Server
-from impl.sizes import format_size, parse_size
+from impl.sizes import format_size, parse_size, quoted
+
+STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 10809
 DEFAULT_BLOCK_SIZE = "64K"
 DEFAULT_THREADS = 16
+THREADS_MAX = 1024
 EXPORT_NAME_MAX_BYTES = 4096
 
 HELP = """Serve a shared, writable view of a disk that is never changed.
@@ -42,15 +46,31 @@ pattern:SIZE[?seed=N&latency=10ms&jitter=5ms] (bytes that are a function of thei
 Without BASE, a small demonstration disk is served.
 
 Clients connect with any NBD client. Every client sees every other's writes; they are kept in an overlay that is
-gone when the server stops. Sizes take K, M, G, T.
+gone when the server stops. Sizes are bytes, or take K, M, G, T, P, E, each a power of 1024.
+"""
+
+EXAMPLES = (  # (what stands before our name, what behind it, what that does)
+    ("", "disk.img", "serve at nbd://localhost"),
+    ("", "-U /tmp/sock disk.img", "on a Unix socket"),
+    ("", "disk.img --run 'nbdcopy $uri out.img'", "only while a command runs"),
+    ("TMPDIR=/big ", "--cow-on-read on disk.img", "overlay in /big, keep what is read"),
+)
+
+EPILOG = """SIGTERM, or Ctrl-C, stops the server: what is in flight is finished first. A second one does not wait.
+
+A service manager may hand over sockets that listen already (LISTEN_FDS and LISTEN_PID, as systemd does). Then
+these are served, and --unix, --ipaddr, --port and --stdio are refused.
 
 \b
-Examples:
-  cowproof serve disk.img                                serve at nbd://localhost
-  cowproof serve -U /tmp/sock disk.img                   on a Unix socket
-  cowproof serve disk.img --run 'nbdcopy $uri out.img'   only while a command runs
-  TMPDIR=/big cowproof serve --cow-on-read on disk.img   overlay in /big, keep what is read
+Exit status:
+  0  told to stop, and all that was in flight is finished; or the client of --stdio has gone
+  1  could not serve, or left without finishing; one line says why
+  2  wrong usage
+With --run, that of the command, or 128 and the number of the signal that ended it.
 """
+
+# What newcomers are told to try, and the packages of Debian that have it.
+CLIENTS = {"nbdinfo": "libnbd-bin", "nbdcopy": "libnbd-bin", "qemu-io": "qemu-utils"}
 
 
 def block_size(text: str) -> int:
@@ -63,6 +83,30 @@ def block_size(text: str) -> int:
         low, high = format_size(BLOCK_SIZE_MIN_BYTES), format_size(BLOCK_SIZE_MAX_BYTES)
         raise click.BadParameter(f"{text} is not a block size: expected a power of two from {low} to {high}")
     return size
+
+
+class Number(click.IntRange):
+    """click's own says of `abc` that it is no integer range, and not which number would do."""
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or click's error, which names the option."""
+        try:
+            return int(super().convert(cast("int", value), param, ctx))
+        except click.BadParameter:
+            self.fail(f"{quoted(str(value))}: expected a number from {self.min} to {self.max}", param, ctx)
+
+
+class Serve(click.Command):
+    """Its examples begin with its own name, whichever way it was called."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The text, and then the examples."""
+        super().format_help_text(ctx, formatter)
+        examples = [(f"{before}{ctx.command_path} {arguments}", what) for before, arguments, what in EXAMPLES]
+        width = max(len(example) for example, _ in examples)
+        with formatter.section("Examples"):
+            for example, what in examples:
+                formatter.write(f"  {example:<{width}}   {what}\n")
 
 
 @dataclass
@@ -86,21 +130,28 @@ class Options:
     overlay: str | None = None
     overlay_reserve: bool = False
     verbose: int = 0
+    closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
 
-@click.command("serve", help=HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    "serve",
+    cls=Serve,
+    help=HELP,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.argument("base", required=False)
 @click.option("-U", "--unix", metavar="PATH", help="Listen on a Unix socket instead of TCP; removed at the end.")
 @click.option("-i", "--ipaddr", metavar="ADDRESS", help=f"Listen on this address; default {DEFAULT_HOST}.")
 @click.option(
-    "-p", "--port", type=click.IntRange(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
+    "-p", "--port", type=Number(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
 )
 @click.option("-e", "--exportname", default="", metavar="NAME", help="Name of the export; the default export as well.")
 @click.option("-r", "--readonly", is_flag=True, help="Refuse to write.")
 @click.option(
     "-t",
     "--threads",
-    type=click.IntRange(1, 1024),
+    type=Number(1, THREADS_MAX),
     default=DEFAULT_THREADS,
     metavar="N",
     help=f"Requests of one client that may wait for a slow base at once; default {DEFAULT_THREADS}.",
@@ -109,8 +160,9 @@ class Options:
 @click.option(
     "--run",
     metavar="COMMAND",
-    help="Serve only while COMMAND runs in a shell; it is given $uri, $unixsocket, $port and $exportname, and its "
-    "exit status is ours. Unless told where to listen, on a private Unix socket.",
+    help="Serve only while COMMAND runs in a shell; it is given $uri, $unixsocket, $port, $exportname, and $nbd, "
+    "which is $uri in qemu's older form. Its exit status is ours. Unless told where to listen, on a private Unix "
+    "socket.",
 )
 @click.option("-s", "--stdio", is_flag=True, help="Serve one client, on standard input and output.")
 @click.option("--exit-with-parent", is_flag=True, help="Stop when the process that started this one has gone.")
@@ -125,39 +177,50 @@ class Options:
     "--cow-on-read",
     metavar="off|on|/PATH",
     default="off",
-    help="Keep what is read from the base in the overlay: never, always, or while a file exists at /PATH.",
+    help="Keep what is read from the base in the overlay: never, always, or while a file exists at /PATH; default off.",
 )
 @click.option("--cow-on-cache", is_flag=True, help="Let a client's cache request copy into the overlay.")
 @click.option(
     "--overlay",
     type=click.Choice(["memory"]),
+    metavar="memory",
     help="Keep the overlay in memory; without this, in an unnamed file in $TMPDIR, or /var/tmp.",
 )
 @click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
-@click.option("-v", "--verbose", count=True, help="Say what clients do; twice: say more.")
-def serve(**parameters: object) -> None:
+@click.option("-v", "--verbose", count=True, help="Say what clients do; twice: each request, too.")
+@click.pass_context
+def serve(context: click.Context, /, **parameters: object) -> None:
     """Check what click has parsed, and serve."""
-    options = Options(**parameters)  # type: ignore[arg-type]
+    options = Options(closed=context.obj or frozenset(), **parameters)  # type: ignore[arg-type]
     logs.set_up(options.verbose)
-    check(options)
-    leave(run(options))
+    try:
+        check(options)
+        status = run(options)
+    except UsageError as error:
+        raise click.UsageError(str(error), context) from None
+    leave(status)
 
 
 def leave(status: int) -> NoReturn:
     """Exit, without waiting for threads that are left: one may wait for a base that never answers."""
+    standard.finish()
     if threading.active_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def check(options: Options) -> None:
     """Refuse what makes no sense together. UsageError says what, and what would."""
+    for option, value, expected in (
+        ("--unix", options.unix, "the path of a socket"),
+        ("--ipaddr", options.ipaddr, "an address"),
+        ("--pidfile", options.pidfile, "the path of a file"),
+        ("--run", options.run, "a command"),
+    ):
+        if value == "":
+            raise UsageError(f"{option} '': expected {expected}")
     if options.unix is not None and (options.ipaddr is not None or options.port is not None):
         raise UsageError("--unix cannot go with --ipaddr or --port: one server listens in one place")
-    if options.unix == "":
-        raise UsageError("--unix '': expected the path of a socket")
     if options.stdio and (options.unix or options.ipaddr or options.port is not None or options.run):
         raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
     if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
@@ -165,6 +228,10 @@ def check(options: Options) -> None:
     name = options.exportname
     if "\0" in name or len(os.fsencode(name)) > EXPORT_NAME_MAX_BYTES:
         raise UsageError(f"--exportname: expected at most {EXPORT_NAME_MAX_BYTES} bytes, none of them zero")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--exportname {ascii(os.fsencode(name))[1:]}: expected UTF-8") from None
 
 
 def run(options: Options) -> int:
@@ -178,21 +245,21 @@ def run(options: Options) -> int:
     # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
     server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
-        sockets = [] if options.stdio else listen(options, cleanup)
+        sockets = listen(options, cleanup)
         for listener in sockets:
             cleanup.callback(listener.close)
         show_pid(options, cleanup)
         if command is not None:
             return run_captive(server, command, sockets, options)
         if options.stdio:
-            client, finish = captive.client_on_stdio()
+            client, finish = captive.client_on_stdio(options.closed)
             is_clean = server.run(only_client=client)
             if is_clean:
                 finish()
         else:
             announce(export, listeners.uri_of(sockets[0], options.exportname), options.base)
             is_clean = server.run(sockets)
-        return 0 if is_clean else 1
+        return STOPPED if is_clean else COULD_NOT_SERVE
 
 
 def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
@@ -225,13 +292,16 @@ def export_options(options: Options) -> ExportOptions:
 
 
 def listen(options: Options, cleanup: ExitStack) -> list[socket.socket]:
-    """The sockets to accept clients from. For a command that is run, and needs no known place, a private one."""
+    """The sockets to accept clients from: none for --stdio; for a command that needs no known place, a private one."""
     handed_over = listeners.inherited(os.environ)
     placed = options.unix is not None or options.ipaddr is not None or options.port is not None
     if handed_over:
-        if placed:
-            raise UsageError("--unix, --ipaddr and --port cannot go with sockets that a service manager hands over")
+        if placed or options.stdio:
+            what = "--stdio" if options.stdio else "--unix, --ipaddr and --port"
+            raise UsageError(f"{what} cannot go with sockets that a service manager hands over")
         return handed_over
+    if options.stdio:
+        return []
     if options.unix is not None:
         return [listeners.listen_unix(options.unix)]
     if options.run is not None and not placed:
@@ -270,12 +340,21 @@ def announce(export: Export, uri: str, base: str | None) -> None:
         lines += [
             "In another terminal, try:",
             f"  nbdinfo {quoted}",
-            f"  nbdcopy {quoted} - | strings | head",
+            f"  nbdcopy {quoted} - | grep -a -o -E '[[:print:]]{{20,}}' | head",
             f"  qemu-io -f raw -c 'write -P 7 8M 70000' -c 'read -P 7 8M 70000' {quoted}",
             "Every client sees the writes; the disk underneath is never changed. Ctrl-C stops.",
+            *missing_clients(shutil.which),
         ]
-    with suppress(OSError):  # nobody may be there to read it, and that is no reason not to serve
-        click.echo("\n".join(lines), err=True)
+    standard.say("\n".join(lines))
+
+
+def missing_clients(find: Callable[[str], str | None]) -> list[str]:
+    """A line that says how to get the clients that people are told to try; none, if `find` finds them all."""
+    missing = [client for client in CLIENTS if find(client) is None]
+    if not missing:
+        return []
+    packages = " ".join(dict.fromkeys(CLIENTS[client] for client in missing))
+    return [f"Not found here: {', '.join(missing)}; on Debian, type: sudo apt-get install {packages}"]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -291,18 +370,34 @@ def one_line(text: str) -> str:
 def fail_in_one_line(command: click.Command, arguments: list[str] | None, name: str) -> None:
     """Run a command; whatever a user can cause ends in one line on standard error and an exit status."""
     try:
-        command.main(arguments, prog_name=name, standalone_mode=False)
+        closed = standard.set_up()
+        command.main(arguments, prog_name=name, standalone_mode=False, obj=closed)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        complain(f"{' '.join(error.format_message().split())} (try {name} --help)", 2)
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the help, which is not for one line
+        standard.say(error.format_message())
+        sys.exit(WRONG_USAGE)
+    except click.UsageError as error:
+        misused = name if error.ctx is None else error.ctx.command_path
+        complain(f"{unfolded(error.format_message())} (try {misused} --help)", WRONG_USAGE)
     except UsageError as error:
-        complain(f"{error} (try {name} --help)", 2)
+        complain(f"{error} (try {name} --help)", WRONG_USAGE)
+    except standard.OutputError as error:
+        if error.nobody_reads:  # as with head(1): they have read enough
+            sys.exit(COULD_NOT_SERVE)
+        complain(str(error), COULD_NOT_SERVE)
     except StartError as error:
-        complain(str(error), 1)
+        complain(str(error), COULD_NOT_SERVE)
+    finally:
+        standard.finish()
 
 
 def complain(message: str, status: int) -> NoReturn:
     """Say what is wrong, and exit."""
-    click.echo(f"cowproof: {one_line(message)}", err=True)
+    standard.say(f"cowproof: {one_line(message)}")
     sys.exit(status)
+
+
+def unfolded(text: str) -> str:
+    """The lines of one of click's messages as one line."""
+    return " ".join(text.split())

@@ -15,6 +15,7 @@ from contextlib import suppress
 from urllib.parse import quote
 
 from impl.errors import StartError
+from impl.server.paths import why_not_made
 
 LISTEN_FDS_FIRST = 3
 UNIX_PATH_MAX_BYTES = 107
@@ -39,10 +40,18 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
         except OSError as error:
             for made in (listener, *listeners):
                 made.close()
-            hint = "; choose another with --port" if error.errno == errno.EADDRINUSE else ""
-            raise StartError(f"cannot listen on {host} port {port}: {error.strerror}{hint}") from None
+            raise StartError(f"cannot listen on {host} port {port}: {why_not_bound(error)}") from None
         listeners.append(listener)
     return listeners
+
+
+def why_not_bound(error: OSError) -> str:
+    """What the kernel says of a port, and what to do about it, where there is something."""
+    hint = {
+        errno.EADDRINUSE: "; choose another with --port (0 takes a free one)",
+        errno.EACCES: "; without privileges, choose one from 1024 with --port",
+    }
+    return f"{error.strerror}{hint.get(error.errno or 0, '')}"
 
 
 class UnixListener(socket.socket):
@@ -80,7 +89,7 @@ def listen_unix(path: str) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise StartError(f"cannot listen on {path}: {error.strerror}") from None
+        raise StartError(f"cannot listen on {path}: {why_not_made(error, path)}") from None
     return listener
 
 
@@ -97,7 +106,7 @@ def _remove_dead_socket(path: str) -> None:
     except OSError as error:
         raise StartError(f"cannot listen on {path}: {error.strerror}") from None
     else:
-        raise StartError(f"cannot listen on {path}: another server listens there")
+        raise StartError(f"cannot listen on {path}: another server listens there; choose another path with --unix")
 
 
 def inherited(environment: Mapping[str, str]) -> list[socket.socket]:

@@ -50,7 +50,7 @@ class FloodHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def set_up(verbosity: int) -> None:
-    """Log warnings, or with -v what clients do, or with -vv all there is, to standard error."""
+    """Log warnings, or with -v what clients do, or with -vv each request, too, to standard error."""
     handler = logging.StreamHandler(sys.stderr) if verbosity else FloodHandler()
     handler.setFormatter(logging.Formatter("cowproof: %(message)s"))
     logger = logging.getLogger("cowproof")
