@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -204,7 +204,7 @@ class Overlay:
                 self._write_blocks(first, last, offset, [data])
             return
         if fetched is None:
-            fetched = self.fetch_blocks(self.missing(([first] if before else []) + ([last] if after else [])))
+            fetched = self.fetch_blocks(self.missing({*([first] if before else []), *([last] if after else [])}))
         with self.ranges.exclusive(first, last):
             # What is left of a block that is not ALLOCATED has to be written too.
             head = self._kept_part(first, fetched, 0, before) if before else b""
@@ -379,14 +379,14 @@ class Overlay:
             return ()  # by far the most frequent
         return split(offset, length, self.block_size, self.size).partial()
 
-    def missing(self, blocks: Sequence[int]) -> Sequence[int]:
+    def missing(self, blocks: Collection[int]) -> Sequence[int]:
         """Those of the blocks that look NOT_ALLOCATED, so that the base has to be read for a change of parts of them.
 
         Looking without a lock is safe: a state that is out of date costs a read of the base, never bytes, because
         a block that no longer is NOT_ALLOCATED when the lock is held never is again.
         """
         states = self.states
-        return [block for block in dict.fromkeys(blocks) if states.get(block, block + 1)[0] == NOT_ALLOCATED]
+        return [block for block in blocks if states.get(block, block + 1)[0] == NOT_ALLOCATED]
 
     def would_wait_to_fetch(self, blocks: Sequence[int]) -> bool:
         """Whether the base is not ready to give them: a hint for choosing a thread, and out of date at once."""

@@ -313,7 +313,8 @@ class Commands:
         held_bytes += copied_bytes if payload_bytes else copied_bytes + min(request.length, overlay.block_size)
         missing = overlay.missing(partial)
         if copied_bytes <= ZERO_AT_ONCE_MAX_BYTES and not (missing and overlay.would_wait_to_fetch(missing)):
-            return self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long)
+            fetched = overlay.fetch_blocks(missing) if missing else {}
+            return self._changed(request, change, fetched, held_bytes, is_long)
 
         def fetch_first() -> Reply | Later:
             return self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long)
