@@ -361,6 +361,7 @@ def test_nothing_is_said_that_was_not_asked_for(serve, small_base):
         assert server.stop() == STOPPED
     assert quiet.stderr == f"cowproof: serving {small_base} (2M) at {quiet.uri}\n"
     assert talkative.stderr.count("\n") > 3, talkative.stderr
+    assert talkative.stderr.count(": gone") == talkative.stderr.count(": opened"), talkative.stderr
 
 
 def test_newcomers_are_told_what_to_try_and_it_works(serve):

@@ -214,10 +214,10 @@ class Server:
             loop.run()
             session.join()
         finally:
+            log.info("%s: gone", session.client)  # now: without this session, the process may end before the next line
             with self._lock:
                 del self._sessions[session]
             self._loop.call_soon(self._end_if_idle)
-            log.info("%s: gone", session.client)
 
 
 def _tune(sock: socket.socket) -> None:
