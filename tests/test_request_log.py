@@ -16,7 +16,7 @@ from impl.nbd import replies
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import Command, CommandFlag, ErrorValue
 from impl.nbd.requests import Request
-from impl.server.commands import Commands, Later
+from impl.server.commands import Commands, Later, Place
 from impl.server.export import ExportOptions, make_export
 from impl.server.outbox import FileSlice
 from impl.server.request_log import LoggedCommands, describe, logged_if_wanted, outcome
@@ -99,7 +99,7 @@ def test_a_request_that_is_answered_at_once_is_told(commands, wanted):
 def test_a_request_that_is_given_to_a_worker_is_told_once_it_is_answered(commands, wanted):
     later = logged_if_wanted(commands, "somebody").start(asked(C.READ, 5, 100))
     assert isinstance(later, Later)
-    assert (later.for_base, said_of(wanted)) == (True, [])
+    assert (later.place, said_of(wanted)) == (Place.BASE, [])
     reply = later.run()
     assert (reply[0], said_of(wanted)) == (replies.simple_reply(7), ["somebody: READ offset 5 length 100: ok"])
 
