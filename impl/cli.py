@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from impl import __version__
+from impl.errors import StartError
 from impl.server.command import fail_in_one_line, serve
 
 COMMANDS = "cowproof.commands"
@@ -37,9 +38,24 @@ def _load(name: str) -> click.Command | None:
     entry = _declared().get(name)
     if entry is None:
         return None
-    command = entry.load()
+    try:
+        command = entry.load()
+    except ModuleNotFoundError as error:
+        return _lacking(name, error.name or "a package")
     assert isinstance(command, click.Command), f"{entry.value} is not a command"
     return command
+
+
+def _lacking(name: str, package: str) -> click.Command:
+    """What stands for a command that cannot be had: the checkers need packages that those who only serve do not."""
+    reason = f"cowproof {name} needs {package}, which is not installed: pip install 'cowproof[check]', or {package}"
+
+    @click.command(name, help=reason, context_settings={"ignore_unknown_options": True})
+    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+    def refuse(arguments: tuple[str, ...]) -> None:
+        raise StartError(reason)
+
+    return refuse
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -334,3 +334,26 @@ def test_nobody_can_take_the_place_of_a_command_of_ours(monkeypatch):
     other = EntryPoint(name="serve", value="nowhere:serve", group=impl.cli.COMMANDS)
     monkeypatch.setattr(impl.cli, "entry_points", lambda group: [other])
     assert impl.cli.cowproof.get_command(click.Context(impl.cli.cowproof), "serve") is serve
+
+
+WITHOUT_GREENLET = "import sys; sys.modules['greenlet'] = None; from impl.cli import main; main()"
+
+
+def cowproof_without_greenlet(*arguments):
+    command = [sys.executable, "-c", WITHOUT_GREENLET, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_command_whose_packages_are_missing_says_what_to_install():
+    done = cowproof_without_greenlet("explore", "--program", "write 0+1")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "cowproof explore needs greenlet" in done.stderr
+    assert "pip install 'cowproof[check]'" in done.stderr
+
+
+def test_a_command_whose_packages_are_missing_harms_no_other():
+    """Whoever only serves installs no more than that needs."""
+    done = cowproof_without_greenlet("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "serve" in done.stdout
+    assert "explore" in done.stdout
