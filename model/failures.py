@@ -27,13 +27,29 @@ Omits:   no other outcome: elsewhere a block half old and half new breaks the pr
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from model import block as one
 from model.block import Block, State
-from model.device import Data, Device, Extents, Read, Reply, Request, Status, apply, base_of
+from model.device import (
+    Cache,
+    Data,
+    Device,
+    Extents,
+    Flush,
+    Read,
+    Reply,
+    Request,
+    Status,
+    Trim,
+    Write,
+    Zero,
+    apply,
+    base_of,
+)
 from model.extents import Extent, clip
 
 
@@ -55,6 +71,38 @@ class Outcome(Enum):
     EITHER = auto()  # Nothing that was seen tells old from new.
     TORN = auto()  # Each byte is the old one or the new one, and the block may be torn.
     NEITHER = auto()  # The promise is broken.
+
+
+def may_be_told(request: Request, block_size: int, size: int) -> frozenset[int]:
+    """The errnos that a request may be answered with because an operation on base or store failed (promise P7).
+
+    Only where the request needs what failed: a read that cannot keep its copy has its bytes, space that is not given
+    back fails nobody, and a fast zero is decided by state, with no look at the base.
+    """
+    match request:
+        case Read():
+            return frozenset({errno.EIO})
+        case Write(offset, data, _):
+            return _SPACE | _PART if _covers_a_part(offset, len(data), block_size, size) else _SPACE
+        case Zero(fast=True) | Status() | Flush():
+            return frozenset()
+        case Zero(offset, length, no_hole):
+            part = _covers_a_part(offset, length, block_size, size)
+            return (_SPACE if no_hole or part else frozenset()) | (_PART if part else frozenset())
+        case Trim(offset, length):
+            return _SPACE | _PART if _covers_a_part(offset, length, block_size, size) else frozenset()
+        case Cache():
+            return _SPACE | _PART
+
+
+_SPACE = frozenset({errno.ENOSPC})  # Something has to be stored.
+_PART = frozenset({errno.EIO})  # The base has to be read.
+
+
+def _covers_a_part(offset: int, length: int, block_size: int, size: int) -> bool:
+    """Whether a range covers a block in part."""
+    end = offset + length
+    return offset % block_size != 0 or (end % block_size != 0 and end != size)
 
 
 def changed_blocks(before: Device, after: Device) -> list[int]:

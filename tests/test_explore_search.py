@@ -1,6 +1,8 @@
 """The search: what it finds, in how many steps, and that it finds nothing where there is nothing."""
 
+import errno
 import itertools
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -267,7 +269,10 @@ def _stands(earlier, later):
 
 # What has to be explored of a range lock by itself: less hides mutants.
 LOCK_SHAPES = {"3 clients": (1, 1, 1), "2 clients twice": (2, 2)}
-LOCK_MENU = ("read 0+64K", "write 0+64K", "write 64K+64K", "read 0+128K")
+LOCK_MENU = (
+    *("read 0+64K", "write 0+64K", "write 64K+64K", "read 0+128K"),  # in a thread
+    *("trim 0+64K", "status 0+64K", "trim 0+128K"),  # without
+)
 
 
 @pytest.mark.parametrize("shape", LOCK_SHAPES.values(), ids=LOCK_SHAPES)
@@ -278,10 +283,108 @@ def test_the_range_lock_by_itself_is_exclusive_fair_and_loses_nobody(shape):
     assert tally.programs == bound.count()
 
 
-@pytest.mark.parametrize("mutant", [ForgetsToWake, LooksOnce, NoMutex, ReadersOvertake])
-def test_a_range_lock_that_is_none_is_found_out_by_itself(mutant):
+class ForgetsToTell(RangeLock):
+    """Gives the range back, and wakes only those who wait in a thread."""
+
+    def ask(self, first, last, exclusive, when_held):
+        with self._mutex:
+            queue = self._queue.value
+            ticket = _Ticket(self, first, last, exclusive)
+            self._queue.value = (*queue, ticket)
+            is_held = not any(_conflicts(each, first, last, exclusive) for each in queue)
+        if is_held:
+            when_held(ticket)
+
+
+class TellsTwice(RangeLock):
+    """Tells whoever is free, whether or not he was free before."""
+
+    def release(self, ticket):
+        with self._mutex:
+            queue = tuple([other for other in self._queue.value if other is not ticket])
+            self._queue.value = queue
+            freed = [other for other in queue if not _must_wait(queue, other)]
+            for other in freed:
+                if other.wakeup is not None:
+                    other.wakeup.notify()
+        for other in freed:
+            if other.when_held is not None:
+                other.when_held(other)
+
+
+class TellsTooEarly(RangeLock):
+    """Tells whoever the ticket stood in the way of, though another still does."""
+
+    def release(self, ticket):
+        with self._mutex:
+            queue = tuple([other for other in self._queue.value if other is not ticket])
+            self._queue.value = queue
+            freed = [each for each in queue if _conflicts(ticket, each.first, each.last, each.exclusive)]
+            for other in freed:
+                if other.wakeup is not None and not _must_wait(queue, other):
+                    other.wakeup.notify()
+        for other in freed:
+            if other.when_held is not None:
+                other.when_held(other)
+
+
+class AsksWithoutMutex(RangeLock):
+    """Looks whether the range is free, and then comes in."""
+
+    def ask(self, first, last, exclusive, when_held):
+        is_held = not any(_conflicts(each, first, last, exclusive) for each in self._queue.value)
+        with self._mutex:
+            ticket = _Ticket(self, first, last, exclusive, when_held=when_held)
+            self._queue.value = (*self._queue.value, ticket)
+        if is_held:
+            when_held(ticket)
+
+
+class OvertakesAtOnce(RangeLock):
+    """Comes in at once where nobody holds the range, though somebody waits for it."""
+
+    def at_once(self, first, last, exclusive):
+        with self._mutex:
+            queue = self._queue.value
+            holding = [each for each in queue if not _must_wait(queue, each)]
+            if any(_conflicts(each, first, last, exclusive) for each in holding):
+                return None
+            ticket = _Ticket(self, first, last, exclusive)
+            self._queue.value = (ticket, *queue)
+            return ticket
+
+
+class NeverAtOnce(RangeLock):
+    """Has everybody ask."""
+
+    def at_once(self, first, last, exclusive):
+        with self._mutex:
+            return
+
+
+# What is wrong, as it shows.
+WRONG_BY_THEMSELVES = {
+    ForgetsToWake: "waits, though",
+    LooksOnce: "though one that overlaps and came before it",
+    NoMutex: "is not in the queue for it",
+    ReadersOvertake: "though one that overlaps and came before it",
+    ForgetsToTell: "waits, though",
+    TellsTwice: "is told twice",
+    TellsTooEarly: "though one that overlaps and came before it",
+    AsksWithoutMutex: "waits, though",
+    OvertakesAtOnce: "is not in the queue for it",
+    NeverAtOnce: "it may not have its range, though nobody is in its way",
+}
+
+
+@pytest.mark.parametrize(
+    ("mutant", "what"), WRONG_BY_THEMSELVES.items(), ids=lambda each: getattr(each, "__name__", "")
+)
+def test_a_range_lock_that_is_none_is_found_out_by_itself(mutant, what):
     bound = Bound((1, 1, 1), LOCK_MENU, initial=("NN",), modes=(PLAIN,))
-    assert explore_all(lock_kind("mutant", "", mutant), bound).verdict is Verdict.VIOLATED
+    tally = explore_all(lock_kind("mutant", "", mutant), bound)
+    assert tally.verdict is Verdict.VIOLATED
+    assert what in tally.why
 
 
 def test_an_exception_is_found_and_where_it_was_raised():
@@ -330,6 +433,76 @@ def test_a_wait_for_a_request_that_does_not_overlap_is_found():
     )
     found = search(question)
     assert found.violation.what == "client B waits, though no request in flight overlaps its own"
+
+
+def test_a_wait_of_those_who_only_look_for_each_other_is_found():
+    class Alone(ExploredRanges):
+        def shared(self, first, last):
+            return self.exclusive(first, last)
+
+    question = ask(overlay_kind("mutant", "", ranges_class=lambda sync: Alone(sync.stage)), "read 0+64K | status 0+64K")
+    found = search(question)
+    assert found.violation.what == "client B waits, though those in flight that overlap it only look, as it does"
+
+
+def test_space_that_is_not_given_back_is_found():
+    class Keeps(Overlay):
+        __slots__ = ()
+
+        def _punch(self, first, end):
+            pass
+
+    found = search(ask(overlay_kind("mutant", "", Keeps), "trim 0+64K", "A"))
+    assert found.violation.what == "block 0 is TRIMMED, and has kept its space"
+
+
+def test_a_read_that_failed_and_has_kept_a_part_is_found():
+    """It takes two parts that show the base, and something else between them."""
+
+    class KeepsAsItFetches(Overlay):
+        __slots__ = ()
+
+        def _fetch_whole_blocks(self, part):
+            first, data = super()._fetch_whole_blocks(part)
+            self._keep(first, data)
+            return first, data
+
+        def _keep(self, first, data):
+            with suppress(OSError):
+                super()._keep(first, data)
+
+    kind = overlay_kind("mutant", "", KeepsAsItFetches)
+    question = ask(kind, "read 0+192K", "NTN", modes=COPYING, faults=1)
+    assert search(question).violation.what == "a read that failed has changed the state of a block"
+    assert search(replace(question, kind=OVERLAY)).verdict is Verdict.HOLDS
+
+
+# A request, and what it is told that is not the fault of anything it needs.
+NOT_ITS_FAULT = [
+    ("read 0+64K", COPYING, errno.ENOSPC),
+    ("write 0+64K", PLAIN, errno.EIO),
+    ("trim 0+64K", PLAIN, errno.EIO),
+    ("zero 0+64K", PLAIN, errno.ENOSPC),
+    ("zero 0+512 fast", PLAIN, errno.EIO),
+    ("status 0+64K", PLAIN, errno.EIO),
+]
+
+
+@pytest.mark.parametrize(("program", "modes", "told"), NOT_ITS_FAULT)
+def test_a_request_that_fails_for_what_it_does_not_need_is_found(program, modes, told):
+    """Where operations may fail, requests may: but each with the errno of something that it needs."""
+
+    class Unlucky(Overlay):
+        __slots__ = ()
+
+        def _fail(self, *_, **__):
+            raise OSError(told, "by bad luck")
+
+        look = write = zero = trim = note = _fail
+
+    question = ask(overlay_kind("mutant", "", Unlucky), program, modes=modes, faults=1)
+    assert search(question).verdict is Verdict.VIOLATED
+    assert search(replace(question, kind=OVERLAY)).verdict is Verdict.HOLDS
 
 
 def test_code_that_does_not_depend_on_its_operations_alone_is_refused():

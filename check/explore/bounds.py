@@ -1,23 +1,26 @@
 """All programs within a bound, explored one after the other: what "holds" means when it is said without a program.
 
 A bound is a shape (how many clients, how many requests each) and a menu of requests; its programs are all ways to fill
-the shape from the menu, but for the names of the clients, on a disk of two blocks in every initial state, with
-copy-on-read and copy-on-cache together and without. A bound is complete when all of them have been explored.
+the shape from the menu, but for the names of the clients, on a disk of two or three blocks in every initial state, with
+copy-on-read and copy-on-cache, both, either and neither. A mode that none of a program's requests asks about changes
+nothing, so a program without reads is explored without copy-on-read only, and one without caches without
+copy-on-cache. A bound is complete when all of them have been explored.
 
 Shapes:  the programs of a bound are numbered, on each disk and in each mode alike; a `Slice` is some of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, islice, product
+from functools import lru_cache
+from itertools import combinations_with_replacement, product
 
 from check.explore.judge import Level
 from check.explore.programs import DEFAULT_BLOCK_SIZE, Ask, Asks, Disk, make_disk, on_disk, parse_program, scale_for
 from check.explore.replay import format_replay
 from check.explore.search import Machine, Question, Verdict, search_all
-from check.explore.subjects import PLAIN, Kind, Modes
+from check.explore.subjects import Kind, Modes
 
 # Requests that cover half a block, a whole one, parts of two, and two whole ones; and one that some do not overlap.
 MENU = (
@@ -39,51 +42,95 @@ MENU = (
     "trim 0+128K",
     "cache 0+128K",
     "status 0+128K",
+    "flush",
 )
-# What a subject knows that knows neither status nor flags.
-PLAIN_MENU = tuple(
-    text for text in MENU if not text.startswith("status") and "no-hole" not in text and "fast" not in text
+# On three blocks: what covers all of them, what has a whole block between two parts, and what is in the middle or on
+# either side.
+MENU_OF_THREE = (
+    "read 0+192K",
+    "read 64K+128K",
+    "write 0+192K",
+    "write 32K+128K",
+    "write 32K+64K",
+    "write 64K+64K",
+    "write 96K+64K",
+    "zero 32K+128K",
+    "zero 32K+128K no-hole",
+    "trim 0+192K",
+    "trim 64K+64K",
+    "cache 0+192K",
+    "status 0+192K",
 )
+MENUS = {2: MENU, 3: MENU_OF_THREE}
+
+
+def plain(menu: tuple[str, ...]) -> tuple[str, ...]:
+    """What a subject knows that knows neither status nor flags."""
+    unknown = ("status", "no-hole", "fast")
+    return tuple(text for text in menu if not any(word in text for word in unknown))
+
+
+PLAIN_MENU = plain(MENU)
+ALL_MODES = tuple(Modes(*on) for on in product((False, True), repeat=2))
 STATES_MAX = 2_000_000
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A shape, a number of requests for each client, filled from a menu."""
+    """A shape, a number of requests for each client, filled from a menu.
+
+    initial:  the states that the disk's blocks begin in; all there are by default.
+    """
 
     shape: tuple[int, ...]
     menu: tuple[str, ...] = MENU
-    initial: tuple[str, ...] = tuple(first + second for first in "NAT" for second in "NAT")
-    modes: tuple[Modes, ...] = (PLAIN, Modes(True, True))
+    initial: tuple[str, ...] = ()
+    modes: tuple[Modes, ...] = ALL_MODES
     faults: int = 0
     size: int = 2 * DEFAULT_BLOCK_SIZE
 
     def disks(self) -> list[Disk]:
         """One for each initial state; all on one scale, so that what is learned on one program serves the others."""
         scale = scale_for((self.asks(),), DEFAULT_BLOCK_SIZE, self.size)
-        return [make_disk(scale, letters) for letters in self.initial]
+        every = ("".join(letters) for letters in product("NAT", repeat=len(scale.cuts)))
+        return [make_disk(scale, letters) for letters in self.initial or every]
 
     def asks(self) -> tuple[Ask, ...]:
         """The menu, parsed; without what is beyond the device."""
         parsed = [parse_program(text)[0][0] for text in self.menu]
         return tuple(dict.fromkeys(_fitted(ask, self.size) for ask in parsed if ask.offset < self.size))
 
-    def programs(self) -> Iterator[Asks]:
+    def programs(self) -> Sequence[Asks]:
         """All ways to fill the shape. Clients of one length are alike, so their order does not matter."""
-        menu = self.asks()
-        by_length: dict[int, int] = {}
-        for length in self.shape:
-            by_length[length] = by_length.get(length, 0) + 1
-        groups = [
-            list(combinations_with_replacement(list(product(menu, repeat=length)), clients))
-            for length, clients in by_length.items()
-        ]
-        for chosen in product(*groups):
-            yield tuple(mine for group in chosen for mine in group)
+        return _programs(self.asks(), self.shape)
 
     def count(self) -> int:
-        """How many programs there are on each disk in each mode."""
-        return sum(1 for _ in self.programs())
+        """How many programs there are in all, on each disk in each mode that makes a difference to them."""
+        differ = sum(self.is_new(asks, modes) for asks in self.programs() for modes in self.modes)
+        return differ * len(self.disks())
+
+    def is_new(self, asks: Asks, modes: Modes) -> bool:
+        """Whether a program is, in these modes, another one than in those before them."""
+        seen = _as_seen(modes, asks)
+        return next(each for each in self.modes if _as_seen(each, asks) == seen) == modes
+
+
+@lru_cache(maxsize=8)
+def _programs(menu: tuple[Ask, ...], shape: tuple[int, ...]) -> Sequence[Asks]:
+    by_length: dict[int, int] = {}
+    for length in shape:
+        by_length[length] = by_length.get(length, 0) + 1
+    groups = [
+        list(combinations_with_replacement(list(product(menu, repeat=length)), clients))
+        for length, clients in by_length.items()
+    ]
+    return [tuple(mine for group in chosen for mine in group) for chosen in product(*groups)]
+
+
+def _as_seen(modes: Modes, asks: Asks) -> Modes:
+    """As much of the modes as a program asks about: the rest makes no difference to it."""
+    verbs = {ask.verb for mine in asks for ask in mine}
+    return Modes(modes.copy_on_read and "read" in verbs, modes.copy_on_cache and "cache" in verbs)
 
 
 def _fitted(ask: Ask, size: int) -> Ask:
@@ -129,7 +176,7 @@ class Slice:
 
 def slices(bound: Bound, length: int | None = None, every: int = 1) -> list[Slice]:
     """The whole bound, or one program of `every`, cut into slices of about `length` programs."""
-    count = bound.count() if length is not None else 0
+    count = len(bound.programs())
     starts = range(0, count, length * every) if length is not None else range(1)
     return [
         Slice(disk, modes, start, None if length is None else start + length * every, every)
@@ -153,7 +200,9 @@ def explore_slice(kind: Kind, bound: Bound, part: Slice, level: Level = "request
     """Explore the programs of one slice, up to the first that is wrong, or too big."""
     total = Tally()
     machine: Machine | None = None
-    for asks in islice(bound.programs(), part.start, part.stop, part.every):
+    for asks in bound.programs()[part.start : part.stop : part.every]:
+        if not bound.is_new(asks, part.modes):
+            continue
         program = on_disk(asks, part.disk)
         if machine is None:
             machine = Machine(Question(kind, program, level, part.modes, bound.faults))

@@ -2,24 +2,35 @@
 
     python -m check.explore.campaign --shape 2,2 --state explore.jsonl
 
-Shapes:  the state is JSON Lines: a header that says which bound it is, then a line for each slice that is done.
-Errors:  exit status 0 complete and holds, 1 violated, 3 not complete, 2 wrong usage, a state of another bound included.
+Shapes:  the state is JSON Lines: a header that says which bound of which code it is, then a line for each slice that is
+         done.
+Errors:  exit status 0 complete and holds, 1 violated, 3 not complete, 2 wrong usage, a state of another bound, or of
+         other code, included.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import click
 
-from check.explore.bounds import PLAIN_MENU, Bound, Slice, Tally, explore_slice, slices
+import check.explore
+import impl
+import model
+import specs
+from check.explore.bounds import MENUS, Bound, Slice, Tally, explore_slice, plain, slices
+from check.explore.programs import DEFAULT_BLOCK_SIZE
 from check.explore.search import Verdict
 from check.explore.subjects import KINDS
 from impl.errors import UsageError
@@ -28,20 +39,32 @@ from impl.server.command import fail_in_one_line
 SLICE_PROGRAMS = 250
 
 
+@lru_cache(maxsize=1)
+def digest_of_code() -> str:
+    """Of all that decides what is found: the code that is explored, the explorer, and the model."""
+    digest = hashlib.sha256()
+    for package in (model, impl, specs, check.explore):
+        [folder] = package.__path__
+        for path in sorted(Path(folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Campaign:
-    """What is explored: one program of `every`."""
+    """What is explored: one program of `every`, on a disk of so many blocks."""
 
     subject: str
     shape: tuple[int, ...]
     faults: int = 0
     every: int = 1
+    blocks: int = 2
 
     def bound(self) -> Bound:
         """All its programs."""
-        if KINDS[self.subject].knows_all:
-            return Bound(self.shape, faults=self.faults)
-        return Bound(self.shape, PLAIN_MENU, faults=self.faults)
+        menu = MENUS[self.blocks]
+        menu = menu if KINDS[self.subject].knows_all else plain(menu)
+        return Bound(self.shape, menu, faults=self.faults, size=self.blocks * DEFAULT_BLOCK_SIZE)
 
     def slices(self) -> list[Slice]:
         """What is done at a time."""
@@ -49,7 +72,14 @@ class Campaign:
 
     def header(self) -> dict[str, object]:
         """Whatever makes two campaigns different."""
-        return {"campaign": 1, **asdict(self), "shape": list(self.shape), "slices": len(self.slices())}
+        return {
+            "campaign": 2,
+            **asdict(self),
+            "shape": list(self.shape),
+            "slices": len(self.slices()),
+            "menu": list(self.bound().menu),
+            "code": digest_of_code(),
+        }
 
 
 def explore_numbered(work: tuple[Campaign, int]) -> tuple[int, Tally]:
@@ -74,7 +104,10 @@ class Record:
         # A line that was being written when the campaign was stopped has no end, and is done again.
         whole = [json.loads(line) for line in lines if line.endswith("\n")]
         if not whole or whole[0] != campaign.header():
-            raise UsageError(f"{path} is the state of another campaign: choose another --state, or remove it")
+            what = "another campaign"
+            if whole and {**whole[0], "code": ""} == {**campaign.header(), "code": ""}:
+                what = "this campaign on other code, and says nothing of this one"
+            raise UsageError(f"{path} is the state of {what}: choose another --state, or remove it")
         if len(whole) < len(lines):
             path.write_text("".join(lines[:-1]), encoding="utf-8")
         for line in whole[1:]:
@@ -113,36 +146,44 @@ def _results(left: list[tuple[Campaign, int]], jobs: int) -> Iterator[tuple[int,
         yield from map(explore_numbered, left)
         return
     # Not forked: greenlets and threads of this process have no business there.
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts_to_parent) as pool:
         yield from pool.imap_unordered(explore_numbered, left)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--subject", type=click.Choice(list(KINDS)), default="overlay", help="What is explored; default overlay.")
 @click.option("--shape", default="2,2", metavar="N,N", help="How many requests each client has; default 2,2.")
+@click.option("--blocks", type=click.IntRange(2, 3), default=2, help="Of the disk; default 2.")
 @click.option("--faults", type=click.IntRange(0, 2), default=0, help="How many operations may fail; default 0.")
 @click.option("--every", type=click.IntRange(1), default=1, help="A sample: one program of so many; default all.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes; default all processors.")
 @click.option("--state", type=click.Path(dir_okay=False), help="Keep here what is done, and go on from there.")
 @click.option("--seconds", type=float, help="Stop after about so long.")
 def main(
-    subject: str, shape: str, faults: int, every: int, jobs: int, state: str | None, seconds: float | None
+    subject: str, shape: str, blocks: int, faults: int, every: int, jobs: int, state: str | None, seconds: float | None
 ) -> None:
     """Explore a bound."""
     counts = shape.split(",")
     if not all(count.isdigit() and 1 <= int(count) <= 3 for count in counts) or len(counts) > 4:
         raise UsageError(f"--shape {shape!r}: expected one to four numbers from 1 to 3, such as 2,2")
-    campaign = Campaign(subject, tuple(map(int, counts)), faults, every)
+    campaign = Campaign(subject, tuple(map(int, counts)), faults, every, blocks)
     record = Record(campaign, None if state is None else Path(state))
     count, started_s = len(campaign.slices()), time.monotonic()
     with click.progressbar(length=count, label=f"{subject} {shape}", file=sys.stderr, show_pos=True) as bar:
         bar.update(len(record.done))
-        total = run(campaign, record, jobs, seconds, bar.update)
+        with suppress(KeyboardInterrupt):  # what is done is kept
+            run(campaign, record, jobs, seconds, bar.update)
+    total = record.total()
     complete = len(record.done) == count
     word = total.verdict.value if total.verdict is not Verdict.HOLDS else "holds" if complete else "not complete"
     sampled = f", one program of {every}" * (every > 1)
+    ended = "complete" if complete else "stopped"
     click.echo(
-        f"{subject}, shape {shape}, {faults} faults{sampled}: {word}, {'complete' * complete or 'stopped'}\n"
+        f"{subject}, shape {shape}, {blocks} blocks, {faults} faults{sampled}: {word}, {ended}\n"
         f"{total.programs:,} programs, {total.states:,} states, {total.transitions:,} transitions, "
         f"{total.schedules:,} schedules covered, {time.monotonic() - started_s:.0f} s now"
     )

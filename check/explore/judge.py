@@ -15,7 +15,6 @@ Omits:   whether a block that reads as its base has a copy of it: no reply tells
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,6 +24,7 @@ from check.explore.programs import Disk
 from model.block import Block, State, allocated
 from model.device import (
     ERRNO,
+    Cache,
     Data,
     Device,
     Done,
@@ -42,6 +42,7 @@ from model.device import (
     base_of,
     contents,
 )
+from model.failures import may_be_told
 
 Level = Literal["request", "block", "sector"]
 LEVELS: tuple[Level, ...] = ("request", "block", "sector")
@@ -213,7 +214,8 @@ class Judge:
                 after, said = at_an_instant(device, replace(request, fast=False))
                 found = [(after, said), (device, ERRNO[Error.NOT_FAST])]
             if self._faults:
-                found += [(each, number) for each in some_blocks(device, after) for number in FAULTS]
+                told = may_be_told(request, device.block_size, device.size) if self._whole_only else _FAULTS
+                found += [(each, number) for each in some_blocks(device, after) for number in sorted(told)]
             self._steps[key] = tuple(dict.fromkeys(found))
         return self._steps[key]
 
@@ -233,8 +235,8 @@ def at_an_instant(device: Device, request: Request) -> tuple[Device, Said]:
     return settled(after), ERRNO[reply.error] if isinstance(reply, Failed) else reply
 
 
-# What an injected fault is answered with: the base's, the store's.
-FAULTS = (errno.EIO, errno.ENOSPC)
+# What any failed request may be told, where only a part of it is seen: which one it needs, the whole range says.
+_FAULTS = may_be_told(Cache(0, 1), 1, 1)
 
 
 def some_blocks(before: Device, after: Device) -> list[Device]:

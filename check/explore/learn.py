@@ -5,7 +5,8 @@ on those results, from the start of the request to its next operation, once for 
 millions of interleavings cost some hundreds of runs. The results of each run are those of the first: the code under
 test must be a function of them, and no memory of it may outlive the request outside the operations.
 
-Shapes:  a node is a number; `op[node]` is what the client does there, or `end[node]` how its request ended.
+Shapes:  a node is a number; `op[node]` is what the client does there, or `end[node]` how its request ended;
+         `has_set[node]` says whether it has changed the state of a block on its way there.
 Errors:  Uncontrolled when the same results lead to something else; what the code raised, if it is not an OSError, is an
          end like any other.
 """
@@ -64,6 +65,7 @@ class Learner:
         self.end: list[End | None] = []
         self.place: list[tuple[int, int, Request]] = []  # client, which of its requests, and that
         self.is_root: list[bool] = []
+        self.has_set: list[bool] = []
         self._results: list[tuple[Result, ...]] = []
         self._children: dict[tuple[int, Result], int] = {}
         self._roots: dict[tuple[int, int, Request], int] = {}
@@ -98,6 +100,7 @@ class Learner:
         self.end.append(last if isinstance(last, (Returned, Raised)) else None)
         self.place.append(place)
         self.is_root.append(not results)
+        self.has_set.append(any(not isinstance(op, (Returned, Raised)) and op[0] == "set" for op in ops))
         self._results.append(results)
         return len(self.op) - 1
 

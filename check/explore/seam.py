@@ -18,6 +18,7 @@ from typing import cast
 from greenlet import getcurrent
 
 from check.explore.world import Fault, Op, Result
+from impl.base.interface import CacheMode
 from impl.extents import Extent
 from impl.overlay.rangelock import Held
 from impl.overlay.store import Buffer
@@ -39,7 +40,8 @@ class Run:
         self.name = name
         self.hand_over = hand_over
         self.aborting = False
-        self.intent: tuple[int, int, bool] | None = None
+        self.intent: Op | None = None
+        self.came_in = False
         self.made: dict[int, tuple[str, object]] = {}
         self.by_name: dict[str, object] = {}
 
@@ -240,9 +242,19 @@ class ExploredBase:
         data = self._stage.perform("base", offset, length)
         return data if isinstance(data, bytes) else b""
 
+    @property
+    def description(self) -> str:
+        """Nobody asks."""
+        return "explored"
+
+    @property
+    def cache_mode(self) -> CacheMode:
+        """Not asked: the subject says what its overlay does."""
+        return "read"
+
     def is_ready(self, offset: int, length: int) -> bool:
-        """A hint that nothing here asks for."""
-        raise AssertionError("hints choose threads; the code under test does not ask for them")
+        """A hint, so it may be right or wrong."""
+        return bool(self._stage.perform("ready"))
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """It does not know better than that all is data."""
@@ -250,6 +262,13 @@ class ExploredBase:
 
     def prefetch(self, offset: int, length: int) -> None:
         """Changes nothing that anybody can see."""
+
+    def fileno(self) -> int | None:
+        """No file."""
+        return None
+
+    def close(self) -> None:
+        """Nothing to give up."""
 
 
 class ExploredLock:
@@ -270,14 +289,37 @@ class ExploredLock:
 
 
 class ArrivalLock(ExploredLock):
-    """A mutex of a range lock that is explored by itself: whoever takes it first for a range has arrived then."""
+    """A mutex of a range lock that is explored by itself: whoever takes it next for a range arrives then, or goes.
+
+    `intent` is what the specification of range locks is told at that moment, `came_in` what it says to it.
+    """
 
     def __enter__(self) -> bool:
         super().__enter__()
-        if self._stage.run.intent is not None:
-            intent, self._stage.run.intent = self._stage.run.intent, None
-            self._stage.perform("arrive", *intent)
+        run = self._stage.run
+        if run.intent is not None:
+            intent, run.intent = run.intent, None
+            run.came_in = self._stage.perform(*intent) is True
         return True
+
+
+class Told:
+    """Word left with a range lock: whoever gives the range back tells the client that waits for it."""
+
+    __slots__ = ("_name", "_stage")
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._name = stage.run.new_name("word")
+        stage.run.know(self._name, self)
+
+    def __call__(self, held: Held) -> None:
+        """The range is held."""
+        self._stage.perform("tell", self._name, self._stage.packed(held))
+
+    def wait(self) -> Held:
+        """Until told."""
+        return cast(Held, self._stage.unpacked(self._stage.perform("hear", self._name)))
 
 
 class ExploredSync:

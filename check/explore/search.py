@@ -22,14 +22,14 @@ from enum import Enum
 from check.explore.judge import Judge, Level, Said
 from check.explore.learn import Learner, Raised, Returned
 from check.explore.programs import Program
-from check.explore.subjects import PLAIN, Kind, Modes
+from check.explore.subjects import CHANGES, PLAIN, Kind, Modes
 from check.explore.world import LEFT_MOVERS, Misuse, Physics, World
-from model.device import Flush, Request
+from model.device import Cache, Flush, Request
 
 DONE = -1
 STATES_MAX = 5_000_000
-# Where a client waits for its range, as one primitive or on the condition of the real lock.
-WAITS_FOR_RANGE = ("granted", "wake")
+# Where a client waits for its range: as one primitive, on the condition of the real lock, or for word from it.
+WAITS_FOR_RANGE = ("granted", "wake", "hear")
 
 
 class Verdict(Enum):
@@ -189,10 +189,20 @@ class Machine:
         if isinstance(end, Raised):
             wrong = f"{end.what} ({end.where})"
         elif isinstance(end, Returned):
+            request = self.learner.place[node][2]
+            if self.physics.disciplined and isinstance(end.reply, int) and not isinstance(request, CHANGES):
+                wrong = self._changed_in_vain(node)
             if self.question.kind.is_device:
-                events.append((client, self.learner.place[node][2], end.reply))
+                events.append((client, request, end.reply))
             node = DONE
         return Step(self._world(world), node, self._event(tuple(events)), wrong)
+
+    def _changed_in_vain(self, node: int) -> str:
+        """What is wrong with a request that only looks, has failed, and has kept something all the same."""
+        is_copy = isinstance(self.learner.place[node][2], Cache)  # Its copies are what it is for, block by block.
+        if is_copy or not self.learner.has_set[node]:
+            return ""
+        return "a read that failed has changed the state of a block"
 
     def judged(self, monitor: int, events: int) -> tuple[int, str]:
         """The monitor after some events, or what is wrong with them."""
@@ -214,19 +224,30 @@ class Machine:
         return monitor, ""
 
     def waits_for_nobody(self, client: int, places: Place) -> str:
-        """What is wrong with a client that cannot move, though no request in flight overlaps its own (promise P4)."""
+        """What is wrong with a client that cannot move, though no request in flight is in its way (promise P4).
+
+        In its way is one that overlaps it, if either of the two changes anything.
+        """
         node = places[client]
         op = self.learner.op[node]
         if not self.question.kind.waits_for_overlap_only or op is None or op[0] not in WAITS_FOR_RANGE:
             return ""
-        mine = self._blocks(node)
+        mine, i_change = self._blocks(node), self._changes(node)
+        overlaps = False
         for other, place in enumerate(places):
             if other == client or place == DONE or self.learner.is_root[place]:
                 continue
             theirs = self._blocks(place)
             if mine.start < theirs.stop and theirs.start < mine.stop:
-                return ""
-        return f"client {letter(client)} waits, though no request in flight overlaps its own"
+                overlaps = True
+                if i_change or self._changes(place):
+                    return ""
+        why = (
+            "those in flight that overlap it only look, as it does"
+            if overlaps
+            else "no request in flight overlaps its own"
+        )
+        return f"client {letter(client)} waits, though {why}"
 
     def _blocks(self, node: int) -> range:
         """The blocks that the request at a node touches."""
@@ -235,6 +256,10 @@ class Machine:
             return range(0)
         size = self.physics.block_size
         return range(request.offset // size, -(-(request.offset + request.length) // size))
+
+    def _changes(self, node: int) -> bool:
+        """Whether the request at a node changes anything."""
+        return isinstance(self.learner.place[node][2], CHANGES)
 
     def at_end(self, state: State) -> str:
         """What is wrong when nobody can move; nothing, if all are done and the device holds what it may."""
@@ -247,7 +272,7 @@ class Machine:
         found, trimmed = self.question.kind.seen(self.question.program.disk, self.worlds[world])
         if not self.judge.ended(monitor, found, trimmed):
             return "no order of the requests explains what the device holds in the end"
-        return ""
+        return self.question.kind.wasted(self.question.program.disk, self.worlds[world])
 
 
 def letter(client: int) -> str:

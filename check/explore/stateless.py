@@ -10,12 +10,12 @@ seen: after a step that does not touch what it touches. Steps that send or answe
 their order is what linearizability is about.
 
 Errors:  Disagreement when the code does, sharing its objects, something else than `learn` says it does.
-Omits:   faults.
+Omits:   faults: what a failed request may leave is judged by `judge` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple, Protocol
@@ -25,7 +25,7 @@ from greenlet import greenlet
 from check.explore.judge import Said, at_an_instant, device_of, parts_of, settled
 from check.explore.learn import End, Learner, Raised, Returned, Subject, ended
 from check.explore.seam import Run
-from check.explore.search import DONE, Machine, Question
+from check.explore.search import DONE, Machine, Move, Question
 from check.explore.world import LEFT_MOVERS, Op, Physics, Result, World
 from model.block import State
 from model.device import Device, Request, contents
@@ -122,6 +122,11 @@ class Live:
             and (client.next is None or self._physics.outcomes(self.world, client.index, client.next))
         ]
 
+    def choices(self, index: int) -> int:
+        """How many outcomes the next step of a client has that can move."""
+        client = self.clients[index]
+        return 1 if client.next is None else len(self._physics.outcomes(self.world, client.index, client.next))
+
     def stuck(self) -> bool:
         """Whether somebody has something left to do."""
         return any(client.at < len(client.requests) for client in self.clients)
@@ -193,7 +198,7 @@ def touches(op: Op) -> set[tuple[Hashable, bool]]:
     if kind in _PLACES:
         place, changes = _PLACES[kind]
         return {((place, *op[1:2]) if place in ("map", "store", "cell", "lock") else place, changes)}
-    assert kind == "base", f"nobody has said what {op} touches"
+    assert kind in _NOWHERE, f"nobody has said what {op} touches"
     return set()
 
 
@@ -217,7 +222,11 @@ _PLACES: dict[Hashable, tuple[str, bool]] = {
     "wait": ("waiting", True),
     "wake": ("waiting", True),
     "notify": ("waiting", True),
+    "tell": ("told", True),
+    "hear": ("told", True),
 }
+# Operations that touch nothing that changes.
+_NOWHERE = ("base", "ready", "refused")
 
 
 def independent(one: Footprint, other: Footprint) -> bool:
@@ -229,13 +238,13 @@ def independent(one: Footprint, other: Footprint) -> bool:
 
 def run_all(question: Question, sleep: bool = True, schedules_max: int = 100_000) -> Summary:
     """All schedules, or with sleep sets at least one of each class of equal ones."""
-    assert not question.faults, "faults are choices, and here is none"
+    assert not question.faults, "what a request may be told that failed is not looked at here"
     learner = Machine(question).learner
     ends: set[bytes] = set()
     is_wrong = False
     count = 0
     # A schedule so far, what it has come to, and the clients whose next step has been seen to lead to nothing new.
-    left: list[tuple[tuple[int, ...], Live, dict[int, Footprint]]] = [((), Live(question, learner), {})]
+    left: list[tuple[tuple[Move, ...], Live, dict[int, Footprint]]] = [((), Live(question, learner), {})]
     while left:
         prefix, live, sleeping = left.pop()
         enabled = live.enabled()
@@ -252,14 +261,23 @@ def run_all(question: Question, sleep: bool = True, schedules_max: int = 100_000
         for client in enabled:
             if client in sleeping:
                 continue
-            below = Live(question, learner)
-            for earlier in prefix:
-                below.step(earlier)
-            footprint = below.step(client)
-            still = {other: theirs for other, theirs in explored.items() if independent(theirs, footprint)}
-            left.append(((*prefix, client), below, still if sleep else {}))
-            explored[client] = footprint
+            touched: Footprint = frozenset()
+            for choice in range(live.choices(client)):
+                below = replayed(question, learner, prefix)
+                footprint = below.step(client, choice)
+                still = {other: theirs for other, theirs in explored.items() if independent(theirs, footprint)}
+                left.append(((*prefix, (client, choice)), below, still if sleep else {}))
+                touched |= footprint
+            explored[client] = touched
     return Summary(count, frozenset(ends), is_wrong)
+
+
+def replayed(question: Question, learner: Learner, prefix: Sequence[Move]) -> Live:
+    """A schedule as far as it has come."""
+    live = Live(question, learner)
+    for client, choice in prefix:
+        live.step(client, choice)
+    return live
 
 
 def is_explained(question: Question, live: Live, found: bytes, trimmed: tuple[bool, ...]) -> bool:

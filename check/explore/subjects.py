@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from check.explore.connection import Connection
 from check.explore.learn import Subject
 from check.explore.programs import Disk, Program
 from check.explore.seam import (
@@ -21,12 +22,12 @@ from check.explore.seam import (
     ExploredStore,
     ExploredSync,
     Stage,
+    Told,
 )
-from check.explore.world import World, first_world
+from check.explore.world import HOLE, World, first_world
 from impl.errors import UsageError
-from impl.overlay.overlay import CacheMode, Fetched, Overlay, never
-from impl.overlay.parking import AtOnce, Granted, WouldWait
-from impl.overlay.rangelock import RangeLock, Ranges
+from impl.overlay.overlay import CacheMode, Overlay, never
+from impl.overlay.rangelock import Held, RangeLock, Ranges
 from model.block import State
 from model.device import Cache, Data, Done, Extents, Flush, Read, Reply, Request, Status, Trim, Write, Zero
 from model.extents import Extent
@@ -34,8 +35,6 @@ from specs.subjects.bitmap_lock import BitmapLock
 from specs.subjects.global_lock import GlobalLock
 from specs.subjects.range_lock import RangeLocked
 from specs.subjects.seam import TwoBitMap, packed, unpacked
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Modes:
 
 
 PLAIN = Modes()
+# Requests that have to be alone with their blocks; all others only look, or copy what cannot change.
+CHANGES = (Write, Zero, Trim)
 Made = tuple[Subject, dict[str, Hashable]]
 
 
@@ -60,6 +61,7 @@ class Kind:
     two_bits:     whether its map has four states to a byte.
     waits_for_overlap_only:  whether it promises that a request waits for no request but those that overlap it.
     knows_all:    whether it knows block status, and zeroes with flags.
+    gives_back:   whether it promises that only what is ALLOCATED has space, one byte of state for each block.
     is_device:    whether it is one, and its answers are to be explained; if not, it only must not do what is forbidden.
     """
 
@@ -70,6 +72,7 @@ class Kind:
     two_bits: bool = False
     waits_for_overlap_only: bool = False
     knows_all: bool = True
+    gives_back: bool = False
     is_device: bool = True
 
     def check(self, program: Program) -> None:
@@ -92,6 +95,21 @@ class Kind:
         states: Sequence[int] = unpacked(world.states, count) if self.two_bits else world.states
         found = bytes((disk.base[at], world.store[at], 0)[states[at // disk.block_size]] for at in range(disk.size))
         return found, tuple(state == State.TRIMMED for state in states)
+
+    def wasted(self, disk: Disk, world: World) -> str:
+        """What is wrong with the space that blocks have which are not ALLOCATED, when nobody is at work.
+
+        Two things may leave them some: a hole that could not be punched, and a copy of the base that did not fit.
+        """
+        if not self.gives_back or world.punch_failed:
+            return ""
+        for at, value in enumerate(world.store):
+            block = at // disk.block_size
+            state = world.states[block]
+            is_copy = state == State.NOT_ALLOCATED and value == disk.base[at]
+            if state != State.ALLOCATED and value != HOLE and not is_copy:
+                return f"block {block} is {State(state).name}, and has kept its space"
+        return ""
 
 
 def ask_overlay(overlay: Overlay, request: Request) -> Reply:
@@ -145,97 +163,80 @@ def overlay_kind(
         )
         return Subject(stage, lambda request: ask_overlay(overlay, request)), sync.first_values
 
-    return Kind(name, make, meaning, disciplined and ranges_class is None, waits_for_overlap_only=True)
+    is_disciplined = disciplined and ranges_class is None
+    return Kind(name, make, meaning, is_disciplined, waits_for_overlap_only=True, gives_back=True)
 
 
-def parking_kind(name: str, meaning: str, overlay_class: OverlayClass = Overlay) -> Kind:
-    """An overlay class as the server's threads use it, which wait for no range: see `impl/server/commands.py`."""
+def served_kind(name: str, meaning: str, overlay_class: OverlayClass = Overlay) -> Kind:
+    """An overlay class behind the server's commands, whose threads wait for no range; as one connection runs them."""
 
     def make(disk: Disk, modes: Modes) -> Made:
         stage = Stage()
-        lock = ExploredRanges(stage)
+        base = ExploredBase(stage, disk.size)
         overlay = overlay_class(
-            base=ExploredBase(stage, disk.size),
+            base=base,
             store=ExploredStore(stage),
             states=ExploredStates(stage),
-            ranges=AtOnce(lock),
+            ranges=ExploredRanges(stage),
             block_size=disk.block_size,
             cache_mode="cow" if modes.copy_on_cache else "read",
             copy_on_read=(lambda: True) if modes.copy_on_read else never,
         )
-        return Subject(stage, lambda request: ask_parking(overlay, lock, request)), {}
+        connection = Connection(overlay, base)
+        return Subject(stage, connection.ask), {}
 
-    return Kind(name, make, meaning, disciplined=True, waits_for_overlap_only=True)
-
-
-def ask_parking(overlay: Overlay, lock: ExploredRanges, request: Request) -> Reply:
-    """Fetch what has to be fetched; then do what takes a range, and if it is not to be had, begin anew once it is."""
-
-    def with_range(work: Callable[[Overlay], T]) -> T:
-        try:
-            return work(overlay)
-        except WouldWait as busy:
-            granted = Granted(lock, busy)
-        granted.ask(lambda: None)
-        try:
-            return work(replace(overlay, ranges=granted))
-        finally:
-            granted.give_back()
-
-    match request:
-        case Read(offset, length):
-            segments = with_range(lambda held: held.look(offset, length))
-            copied = overlay.copied(segments) if overlay.copy_on_read() else segments
-            return Data(b"".join(overlay.fetch(segment) for segment in copied))
-        case Cache(offset, length):
-            overlay.cache_noted(*with_range(lambda held: held.note(offset, length)))
-        case Status(offset, length):
-            extents = with_range(lambda held: held.extents(offset, length))
-            return Extents(tuple(Extent(*extent) for extent in extents))
-        case Flush():
-            overlay.flush()
-        case Zero(offset, length, no_hole, True):
-            with_range(lambda held: held.zero(offset, length, no_hole, True))
-        case Write() | Zero() | Trim():
-            partial = overlay.partial_blocks(request.offset, request.length)
-            fetched = overlay.fetch_blocks(overlay.missing(partial))
-            with_range(lambda held: change(held, request, fetched))
-    return Done()
+    return Kind(name, make, meaning, disciplined=True, waits_for_overlap_only=True, gives_back=True)
 
 
-def change(overlay: Overlay, request: Write | Zero | Trim, fetched: Fetched) -> None:
-    """Call the method that the request stands for, with what was fetched for it."""
-    match request:
-        case Write(offset, data, _):
-            overlay.write(offset, data, fetched)
-        case Zero(offset, length, no_hole, _):
-            overlay.zero(offset, length, no_hole, fetched=fetched)
-        case Trim(offset, length):
-            overlay.trim(offset, length, fetched)
+RangeLockClass = Callable[[ExploredSync], RangeLock]
 
 
-def lock_kind(name: str, meaning: str, ranges_class: RangesClass) -> Kind:
-    """A range lock by itself: reads hold their blocks to look, everything else to change."""
+def lock_kind(name: str, meaning: str, lock_class: RangeLockClass) -> Kind:
+    """A range lock by itself: what changes a device holds its blocks to change, everything else to look.
+
+    Reads and writes wait for their range in their thread. All others do as a server's requests: they take it if it is
+    to be had at once, and leave word if it is not.
+    """
 
     def make(disk: Disk, modes: Modes) -> Made:
         stage = Stage()
         sync = ExploredSync(stage, ArrivalLock)
-        ranges = ranges_class(sync)
+        ranges = lock_class(sync)
         stage.fix("ranges", ranges)
 
         def execute(request: Request) -> Reply:
             assert not isinstance(request, Flush)
             first, end = request.offset // disk.block_size, -(-(request.offset + request.length) // disk.block_size)
-            exclusive = not isinstance(request, Read)
-            stage.run.intent = (first, end - 1, exclusive)
-            with (ranges.exclusive if exclusive else ranges.shared)(first, end - 1):
+            wanted = (first, end - 1, isinstance(request, CHANGES))
+            take = wait_for_range if isinstance(request, (Read, Write)) else ask_for_range
+            with take(stage, ranges, *wanted):
                 stage.perform("inside")
-                stage.perform("outside")
+                stage.run.intent = ("outside",)
             return Done()
 
         return Subject(stage, execute), sync.first_values
 
     return Kind(name, make, meaning, waits_for_overlap_only=True, is_device=False)
+
+
+def wait_for_range(stage: Stage, ranges: RangeLock, first: int, last: int, exclusive: bool) -> Held:
+    """Hold a range as those do who have a thread to wait in."""
+    stage.run.intent = ("arrive", first, last, exclusive)
+    return (ranges.exclusive if exclusive else ranges.shared)(first, last)
+
+
+def ask_for_range(stage: Stage, ranges: RangeLock, first: int, last: int, exclusive: bool) -> Held:
+    """Hold a range as those do who have not."""
+    stage.run.intent = ("try", first, last, exclusive)
+    held = ranges.at_once(first, last, exclusive)
+    if held is not None:
+        return held
+    if stage.run.came_in:
+        stage.perform("refused")
+    stage.run.intent = ("arrive", first, last, exclusive)
+    told = Told(stage)
+    ranges.ask(first, last, exclusive, told)
+    return told.wait()
 
 
 class Algorithm(Protocol):
@@ -356,8 +357,8 @@ OVERLAY_WITH_LOCK = overlay_kind(
     "the shipped overlay, its range lock down to mutex and condition",
     ranges_class=RangeLock,
 )
-OVERLAY_PARKING = parking_kind(
-    "overlay-parking", "the shipped overlay as the server uses it: no thread waits for a range"
+OVERLAY_SERVED = served_kind(
+    "overlay-served", "the shipped overlay behind the server's commands: no thread waits for a range"
 )
 LOCK_ALONE = lock_kind(
     "lock-alone", "the shipped range lock by itself: exclusive, and first come first served", RangeLock
@@ -386,7 +387,7 @@ KINDS = {
     for kind in (
         OVERLAY,
         OVERLAY_WITH_LOCK,
-        OVERLAY_PARKING,
+        OVERLAY_SERVED,
         LOCK_ALONE,
         GLOBAL_LOCK,
         OLD_TAIL,

@@ -54,7 +54,9 @@ class World:
     cells: tuple[tuple[str, Hashable], ...] = ()
     waiting: tuple[tuple[str, int], ...] = ()  # conditions and those who wait there, in order
     woken: frozenset[tuple[str, int]] = frozenset()
+    told: tuple[tuple[str, Hashable], ...] = ()  # who has been told that its range is held, and what it holds
     faults_left: int = 0
+    punch_failed: bool = False
 
 
 class Misuse(AssertionError):
@@ -149,10 +151,14 @@ def _arrive(_: Physics, world: World, client: int, first: int, last: int, exclus
     return [(None, replace(world, queue=(*world.queue, Hold(client, first, last, exclusive))))]
 
 
+def _refused(_: Physics, world: World, client: int) -> Outcomes:
+    raise Misuse("it may not have its range, though nobody is in its way")
+
+
 def _inside(_: Physics, world: World, client: int) -> Outcomes:
     mine = next((hold for hold in reversed(world.queue) if hold.client == client), None)
     if mine is None:
-        raise Misuse("it holds its range, and has never taken the mutex")
+        raise Misuse("it holds its range, and is not in the queue for it")
     if _waits(world.queue, mine):
         raise Misuse("it holds its range, though one that overlaps and came before it holds it or waits for it")
     return [(None, world)]
@@ -184,7 +190,8 @@ def _write(physics: Physics, world: World, client: int, at: int, value: int) -> 
 
 def _punch(physics: Physics, world: World, client: int, at: int) -> Outcomes:
     physics._need_range(world, client, at, "a hole")
-    return [(None, replace(world, store=_with(world.store, at, HOLE))), *_faulty(world, errno.EIO)]
+    failed = [(fault, replace(after, punch_failed=True)) for fault, after in _faulty(world, errno.EIO)]
+    return [(None, replace(world, store=_with(world.store, at, HOLE))), *failed]
 
 
 def _base(physics: Physics, world: World, client: int, offset: int, length: int) -> Outcomes:
@@ -194,6 +201,11 @@ def _base(physics: Physics, world: World, client: int, offset: int, length: int)
     if physics.disciplined and held:
         raise Misuse("a read of the base under a lock")
     return [(physics.base[offset : offset + length], world), *_faulty(world, errno.EIO)]
+
+
+def _ready(_: Physics, world: World, client: int) -> Outcomes:
+    """A hint of the base's, which nothing may depend on."""
+    return [(True, world), (False, world)]
 
 
 # Locks, conditions and variables, as `impl.sync` has them.
@@ -244,6 +256,17 @@ def _notify(_: Physics, world: World, client: int, condition: str, lock: str) ->
     ]
 
 
+def _tell(_: Physics, world: World, client: int, name: str, held: Hashable) -> Outcomes:
+    if name in dict(world.told):
+        raise Misuse(f"{name} is told twice that its range is held")
+    return [(None, replace(world, told=(*world.told, (name, held))))]
+
+
+def _hear(_: Physics, world: World, client: int, name: str) -> Outcomes:
+    told = dict(world.told)
+    return [(told[name], world)] if name in told else []
+
+
 def _load(_: Physics, world: World, client: int, name: str) -> Outcomes:
     return [(dict(world.cells)[name], world)]
 
@@ -259,6 +282,7 @@ _EFFECTS: dict[Hashable, Callable[..., Outcomes]] = {
     "granted": _granted,
     "release": _release,
     "arrive": _arrive,
+    "refused": _refused,
     "inside": _inside,
     "outside": _release,
     "get": _get,
@@ -267,11 +291,14 @@ _EFFECTS: dict[Hashable, Callable[..., Outcomes]] = {
     "write": _write,
     "punch": _punch,
     "base": _base,
+    "ready": _ready,
     "lock": _lock,
     "unlock": _unlock,
     "wait": _wait,
     "wake": _wake,
     "notify": _notify,
+    "tell": _tell,
+    "hear": _hear,
     "load": _load,
     "store": _store,
 }

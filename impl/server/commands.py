@@ -17,17 +17,16 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
+from impl.base.interface import Base
 from impl.extents import Extent
 from impl.nbd import replies
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import AllocationFlag, Command, CommandFlag, nbd_errno
 from impl.nbd.requests import Request
 from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, Segment, Zeroes, always
-from impl.overlay.parking import AtOnce, Granted, WouldWait
-from impl.overlay.rangelock import RangeLock
-from impl.server.export import Export
+from impl.overlay.parking import AtOnce, Granted, Lock, WouldWait
 from impl.server.outbox import FileSlice, Outgoing, zeroes
 
 # Below this, copying bytes of the base into a batch of replies is cheaper than a sendfile of its own.
@@ -98,15 +97,27 @@ class Later(NamedTuple):
 Change = Callable[[Request, Overlay, Fetched], Reply]
 
 
+class Device(Protocol):
+    """What an export is for those who answer requests. Its ranges are a Lock, too."""
+
+    @property
+    def overlay(self) -> Overlay:
+        """Shared by all connections."""
+
+    @property
+    def base(self) -> Base:
+        """The overlay's, with what only a server asks of it."""
+
+
 class Commands:
     """The transmission phase of one connection, without its socket.
 
     is_wanted:  asked by requests that take long and change nothing: whether their client waits for them still.
     """
 
-    def __init__(self, export: Export, agreement: Agreement, is_wanted: Callable[[], bool] = always) -> None:
+    def __init__(self, export: Device, agreement: Agreement, is_wanted: Callable[[], bool] = always) -> None:
         ranges = export.overlay.ranges
-        assert isinstance(ranges, RangeLock)
+        assert isinstance(ranges, Lock)
         self._ranges = ranges
         # Whoever runs a request has others waiting for him, so none may wait for a range.
         self._overlay = replace(export.overlay, ranges=AtOnce(ranges))

@@ -5,6 +5,7 @@ The shipped overlay does the same, and more quickly; it is explored by itself. T
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from specs.subjects.seam import ALLOCATED, NOT_ALLOCATED, TRIMMED, Base, Map, Piece, Ranges, Store, pieces
@@ -34,11 +35,13 @@ class RangeLocked:
                     missing.append(at)
                 start, length = self._origin(piece) + piece.start, piece.end - piece.start
                 parts.append(self.store.pread(start, length) if state == ALLOCATED else bytes(length))
-        for at in missing:
-            data = self._from_base(found[at])
+        # All is fetched before any is kept: a read that fails has changed nothing. One that cannot keep has its bytes.
+        fetched = {at: self._from_base(found[at]) for at in missing}
+        for at, data in fetched.items():
             parts[at] = data[found[at].start : found[at].end]
             if self.copy_on_read:
-                self._keep(found[at], data)
+                with suppress(OSError):
+                    self._keep(found[at], data)
         return b"".join(parts)
 
     def write(self, offset: int, data: bytes) -> None:
