@@ -17,6 +17,7 @@ from check.explore.world import HOLE, Fault
 from impl.sizes import format_size
 from model.block import State
 from model.device import Data, Read, Write, contents
+from specs.subjects.seam import STATES_PER_BYTE, unpacked
 
 COLUMN_MIN = 38
 STATE_NAMES = {int(state): state.name for state in State}
@@ -25,8 +26,9 @@ STATE_NAMES = {int(state): state.name for state in State}
 class Namer:
     """Real names for small things."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, two_bits: bool = False) -> None:
         self._disk = program.disk
+        self._two_bits = two_bits
         self._names: dict[int, str] = {HOLE: "nothing", 0: "zeroes", **dict.fromkeys(program.disk.base, "base")}
         self._names.update(dict.fromkeys(filter(None, program.disk.stored), "stored"))
         for client, requests in enumerate(program.requests):
@@ -55,15 +57,19 @@ class Namer:
             return runs[0][0]
         return ", ".join(f"{name} in {self.range(first, last)}" for name, first, last in runs)
 
-    def states(self, packed: int) -> str:
-        """A state's name, or the number of something else."""
-        return STATE_NAMES.get(packed, f"{packed:#04x}")
+    def states(self, at: int, value: int) -> tuple[str, str]:
+        """What a byte of the map is of, and what it says: one block's state, or those of four."""
+        if not self._two_bits:
+            return f"state of block {at}", STATE_NAMES[value]
+        count = min(STATES_PER_BYTE, len(self._disk.initial) - STATES_PER_BYTE * at)
+        named = [STATE_NAMES[state] for state in unpacked(bytes([value]), count)]
+        return f"byte {at} of the map", " and ".join(named)
 
 
 def columns(machine: Machine, story: Story) -> str:
     """What happened, a column for each client."""
     program = machine.question.program
-    namer = Namer(program)
+    namer = Namer(program, machine.question.kind.two_bits)
     lines = list(_lines(program, namer, story.happenings))
     width = max([COLUMN_MIN, *(len(text) + 2 for _, text in lines)])
     count = len(program.requests)
@@ -141,8 +147,8 @@ _WORDS: dict[str, Callable[[Namer, list[object], object], str]] = {
     "try": lambda namer, arguments, result: _locks(namer, arguments, True) + ("" if result else ": not now"),
     "granted": lambda *_: "has the lock",
     "release": lambda *_: "unlock",
-    "get": lambda namer, arguments, result: f"state of block {arguments[0]} is {namer.states(_number(result))}",
-    "set": lambda namer, arguments, _: f"state of block {arguments[0]} := {namer.states(_number(arguments[1]))}",
+    "get": lambda namer, arguments, result: " is ".join(namer.states(_number(arguments[0]), _number(result))),
+    "set": lambda namer, arguments, _: " := ".join(namer.states(_number(arguments[0]), _number(arguments[1]))),
     "base": _from_base,
     "ready": lambda _, __, result: f"the base is {'' if result else 'not '}said to be ready",
     "arrive": lambda namer, arguments, _: _locks(namer, arguments, True).replace("lock", "ask for"),

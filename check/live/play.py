@@ -24,14 +24,14 @@ from check.live.programs import (
     Source,
     base_block,
     device_before,
-    masked,
+    left_by_b,
     request_of,
 )
 from check.live.servers import Open
 from check.live.verdict import Verdict, allowed_contents, judge
 from impl.client import Client, connect
 from impl.errors import StartError
-from model.device import Read, Write
+from model.device import Read, Trim, Write
 
 REPLY_LIMIT_S = 20.0
 
@@ -138,6 +138,8 @@ def send(client: Client, request: Request, at: int) -> Future[bytes] | Future[No
         return client.pwrite_async(at + request.offset, request.data)
     if isinstance(request, Read):
         return client.pread_async(at + request.offset, request.length)
+    if isinstance(request, Trim):
+        return client.trim_async(at + request.offset, request.length)
     return client.cache_async(at + request.offset, request.length)
 
 
@@ -168,11 +170,12 @@ def play(race: Race, a_client: Client, b_client: Client, block: int) -> Outcome:
 
 
 def look(race: Race, client: Client, base: bytes, at: int, clock: Clock) -> None:
-    """B reads back what it wrote, while A still waits. This is for people to see, and nothing is concluded from it."""
-    where = slice(race.b.offset, race.b.offset + race.b.length)
+    """B reads back what it did, while A still waits. This is for people to see, and nothing is concluded from it."""
+    expected = left_by_b(race, base)
+    in_words = "zeroes" if race.b.verb == "TRIM" else "what B wrote"
     clock.note("B", f"READ {race.b.offset}+{race.b.length}")
-    is_there = client.pread(at + where.start, race.b.length) == masked(base, Source.B)[where]
-    clock.note("B", "answered: what B wrote" if is_there else "answered: not what B wrote")
+    is_there = client.pread(at + race.b.offset, race.b.length) == expected
+    clock.note("B", f"answered: {in_words}" if is_there else f"answered: not {in_words}")
 
 
 def read_block(client: Client, at: int, clock: Clock) -> bytes:

@@ -1,7 +1,7 @@
 """The races that are shown live: two requests for one block, each, and what there is to know about them.
 
-Connection A sends its request first. It has to read the base, which is slow. Connection B sends a write meanwhile.
-Whatever order a server gives the two, what B wrote is there afterwards, but for bytes that A wrote over it.
+Connection A sends its request first. It has to read the base, which is slow. Connection B sends a write meanwhile, or
+a trim. Whatever order a server gives the two, what B did is there afterwards, but for bytes that A wrote over it.
 
 Source:  design notes, section 7; nbdkit's git history for the commits.
 Shapes:  every race is about one block of BLOCK_BYTES; offsets in it are counted from its start.
@@ -17,7 +17,7 @@ from enum import Enum
 
 from impl.base.pattern import pattern
 from model.block import CacheMode
-from model.device import Cache, Device, Read, Write, new_device
+from model.device import Cache, Device, Read, Trim, Write, new_device
 
 BLOCK_BYTES = 64 << 10  # the default of both servers
 SEED = 7
@@ -25,7 +25,7 @@ SEED = 7
 LATENCY_MS = 60  # of one read of the base
 GAP_MS = 15  # from A's request to B's: enough for A's to reach the base, and far less than the base takes
 
-Request = Read | Write | Cache
+Request = Read | Write | Trim | Cache
 
 
 class Source(Enum):
@@ -34,6 +34,7 @@ class Source(Enum):
     BASE = "the base's"
     A = "A's"
     B = "B's"
+    ZEROES = "zeroes"
     NOBODY = "nobody's"
 
 
@@ -43,7 +44,7 @@ MASKS = {Source.BASE: 0x00, Source.A: 0x55, Source.B: 0xAA}
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A request before it is known for which block: READ, WRITE or CACHE, and where in the block."""
+    """A request before it is known for which block: READ, WRITE, TRIM or CACHE, and where in the block."""
 
     verb: str
     offset: int = 0
@@ -84,6 +85,15 @@ RACES = [
         b=Action("WRITE"),
         why="cow_pwrite holds rmw_lock while it reads the base, merges and stores; a write of a whole block does not "
         "take that lock. A stores the block it read before B's write, over B's write.",
+        commit=FINER_LOCKS,
+    ),
+    Race(
+        name="part-beside-trim",
+        title="a write of part of a block beside a trim of the whole block",
+        a=Action("WRITE", 4096, 512),
+        b=Action("TRIM"),
+        why="The same with a trim, which does not take rmw_lock for whole blocks either. What B trimmed read as "
+        "zeroes, and comes back. NBD promises nothing of trimmed bytes; the filter means them to read as zeroes.",
         commit=FINER_LOCKS,
     ),
     Race(
@@ -140,6 +150,13 @@ def masked(base: bytes, source: Source) -> bytes:
     return base.translate(bytes(value ^ mask for value in range(256)))
 
 
+def left_by_b(race: Race, base: bytes) -> bytes:
+    """What B's request by itself leaves in the part that it names."""
+    if race.b.verb == "TRIM":
+        return bytes(race.b.length)
+    return masked(base, Source.B)[race.b.offset : race.b.offset + race.b.length]
+
+
 def device_before(race: Race, base: bytes) -> Device:
     """The model of the one block, that nobody has written to."""
     return new_device(len(base), len(base), base, copy_on_read=race.copy_on_read, cache_mode=race.cache_mode)
@@ -152,5 +169,7 @@ def request_of(action: Action, base: bytes, source: Source) -> Request:
         return Write(offset, masked(base[offset : offset + length], source))
     if action.verb == "READ":
         return Read(offset, length)
+    if action.verb == "TRIM":
+        return Trim(offset, length)
     assert action.verb == "CACHE", action
     return Cache(offset, length)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import groupby
 
 from check.live.programs import MASKS, Request, Source
 from model.device import Device, Failed, apply, contents
@@ -71,14 +70,31 @@ def lost_byte_count(found: bytes, allowed: Sequence[bytes]) -> int:
 
 
 def runs_of(found: bytes, base: bytes) -> list[Run]:
-    """Whose bytes they are, as few runs as possible."""
+    """Whose bytes they are, as few runs as possible: a byte that may be of several goes with those before it."""
     assert len(found) == len(base), (len(found), len(base))
-    differences = (int.from_bytes(found) ^ int.from_bytes(base)).to_bytes(len(base))
     runs: list[Run] = []
-    for source, group in groupby(differences, key=lambda mask: SOURCE_OF.get(mask, Source.NOBODY)):
-        offset = runs[-1].offset + runs[-1].length if runs else 0
-        runs.append(Run(offset, sum(1 for _ in group), source))
-    return runs
+    start, possible = 0, ANYBODY
+    for at, (value, beneath) in enumerate(zip(found, base, strict=True)):
+        sources = sources_of(value, beneath)
+        if not possible & sources:
+            runs.append(Run(start, at - start, first_of(possible)))
+            start, possible = at, ANYBODY
+        possible &= sources
+    return [*runs, Run(start, len(found) - start, first_of(possible))]
+
+
+ANYBODY = frozenset(Source)
+
+
+def sources_of(value: int, beneath: int) -> frozenset[Source]:
+    """Whose a byte may be that lies over a byte of the base."""
+    masked = {SOURCE_OF[value ^ beneath]} if value ^ beneath in SOURCE_OF else set()
+    return frozenset(masked | ({Source.ZEROES} if value == 0 else set())) or frozenset({Source.NOBODY})
+
+
+def first_of(sources: frozenset[Source]) -> Source:
+    """The one to be named, where a run is too short to tell."""
+    return next(source for source in Source if source in sources)
 
 
 def in_words(runs: Sequence[Run]) -> str:
