@@ -3,7 +3,7 @@
 import errno
 import itertools
 import re
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ from check.explore import world as physics
 from check.explore.bounds import Bound, explore_all
 from check.explore.judge import LEVELS
 from check.explore.learn import Subject, Uncontrolled
+from check.explore.mutants import LOCK_BOUNDS
 from check.explore.programs import make_program, parse_program
 from check.explore.races import COPYING, PAGES, RACES, with_shown
 from check.explore.replay import format_moves, format_replay, parse_moves, parse_replay, play
@@ -24,6 +25,7 @@ from check.explore.subjects import (
     KINDS,
     LOCK_ALONE,
     OVERLAY,
+    OVERLAY_SERVED,
     OVERLAY_WITH_LOCK,
     PLAIN,
     RANGE_LOCK,
@@ -33,9 +35,10 @@ from check.explore.subjects import (
 )
 from check.explore.threads import play_on_threads
 from check.explore.walk import walk
+from check.lock_mutants import LOCK_MUTANTS, ForgetsToWake, LooksOnce, NoMutex
 from impl.errors import UsageError
 from impl.overlay.overlay import Overlay
-from impl.overlay.rangelock import RangeLock, _conflicts, _must_wait, _Ticket
+from impl.overlay.parking import AtOnce, Granted
 from model.device import Done, Flush
 
 
@@ -204,56 +207,6 @@ def test_a_deadlock_is_found():
     assert found.violation.what == "clients A, B wait for ever"
 
 
-class ForgetsToWake(RangeLock):
-    """Gives the range back, and tells nobody."""
-
-    def release(self, ticket):
-        with self._mutex:
-            self._queue.value = tuple(other for other in self._queue.value if other is not ticket)
-
-
-class LooksOnce(RangeLock):
-    """Waits once, however many stand in the way, and whoever wakes it."""
-
-    def _acquire(self, first, last, exclusive):
-        with self._mutex:
-            queue = self._queue.value
-            in_the_way = [each for each in queue if _conflicts(each, first, last, exclusive)]
-            wakeup = self._sync.condition(self._mutex) if in_the_way else None
-            ticket = _Ticket(self, first, last, exclusive, wakeup)
-            self._queue.value = (*queue, ticket)
-            if wakeup is not None:
-                wakeup.wait()
-        return ticket
-
-    def release(self, ticket):
-        """Wakes whoever it stood in the way of, whether or not another still does."""
-        with self._mutex:
-            queue = tuple([other for other in self._queue.value if other is not ticket])
-            self._queue.value = queue
-            for other in queue:
-                if other.wakeup is not None and _conflicts(ticket, other.first, other.last, other.exclusive):
-                    other.wakeup.notify()
-
-
-class NoMutex(RangeLock):
-    """Looks at the queue and changes it with nothing held."""
-
-    def __init__(self, sync):
-        super().__init__(sync)
-        self._mutex = Nothing()
-
-
-class Nothing:
-    """A lock that does not lock."""
-
-    def __enter__(self):
-        return True
-
-    def __exit__(self, *_):
-        return None
-
-
 # The mutant, the program that shows it: with less, `if` for `while` cannot be told apart.
 WRONG_LOCKS = [
     (ForgetsToWake, "write 0+64K | write 0+64K", "waits, though"),
@@ -269,147 +222,50 @@ def test_a_range_lock_with_a_part_left_out_is_found_out(mutant, program, what):
     assert what in found.violation.what
 
 
-class ReadersOvertake(RangeLock):
-    """Lets whoever goes well with those that hold the range pass those that wait for it."""
-
-    def _acquire(self, first, last, exclusive):
-        with self._mutex:
-            queue = self._queue.value
-            holding = [each for at, each in enumerate(queue) if not any(_stands(other, each) for other in queue[:at])]
-            if any(_conflicts(each, first, last, exclusive) for each in holding):
-                wakeup = self._sync.condition(self._mutex)
-                ticket = _Ticket(self, first, last, exclusive, wakeup)
-                self._queue.value = (*queue, ticket)
-                while _must_wait(self._queue.value, ticket):
-                    wakeup.wait()
-            else:
-                ticket = _Ticket(self, first, last, exclusive, None)
-                self._queue.value = (ticket, *queue)
-        return ticket
-
-
-def _stands(earlier, later):
-    return _conflicts(earlier, later.first, later.last, later.exclusive)
-
-
-# What has to be explored of a range lock by itself: less hides mutants.
-LOCK_SHAPES = {"3 clients": (1, 1, 1), "2 clients twice": (2, 2)}
-LOCK_MENU = (
-    *("read 0+64K", "write 0+64K", "write 64K+64K", "read 0+128K"),  # in a thread
-    *("trim 0+64K", "status 0+64K", "trim 0+128K"),  # without
-)
-
-
-@pytest.mark.parametrize("shape", LOCK_SHAPES.values(), ids=LOCK_SHAPES)
-def test_the_range_lock_by_itself_is_exclusive_fair_and_loses_nobody(shape):
-    bound = Bound(shape, LOCK_MENU, initial=("NN",), modes=(PLAIN,))
+@pytest.mark.parametrize("bound", LOCK_BOUNDS.values(), ids=LOCK_BOUNDS)
+def test_the_range_lock_by_itself_is_exclusive_fair_and_loses_nobody(bound):
     tally = explore_all(LOCK_ALONE, bound)
     assert tally.verdict is Verdict.HOLDS, tally.replay
     assert tally.programs == bound.count()
 
 
-class ForgetsToTell(RangeLock):
-    """Gives the range back, and wakes only those who wait in a thread."""
-
-    def ask(self, first, last, exclusive, when_held):
-        with self._mutex:
-            queue = self._queue.value
-            ticket = _Ticket(self, first, last, exclusive)
-            self._queue.value = (*queue, ticket)
-            is_held = not any(_conflicts(each, first, last, exclusive) for each in queue)
-        if is_held:
-            when_held(ticket)
-
-
-class TellsTwice(RangeLock):
-    """Tells whoever is free, whether or not he was free before."""
-
-    def release(self, ticket):
-        with self._mutex:
-            queue = tuple([other for other in self._queue.value if other is not ticket])
-            self._queue.value = queue
-            freed = [other for other in queue if not _must_wait(queue, other)]
-            for other in freed:
-                if other.wakeup is not None:
-                    other.wakeup.notify()
-        for other in freed:
-            if other.when_held is not None:
-                other.when_held(other)
-
-
-class TellsTooEarly(RangeLock):
-    """Tells whoever the ticket stood in the way of, though another still does."""
-
-    def release(self, ticket):
-        with self._mutex:
-            queue = tuple([other for other in self._queue.value if other is not ticket])
-            self._queue.value = queue
-            freed = [each for each in queue if _conflicts(ticket, each.first, each.last, each.exclusive)]
-            for other in freed:
-                if other.wakeup is not None and not _must_wait(queue, other):
-                    other.wakeup.notify()
-        for other in freed:
-            if other.when_held is not None:
-                other.when_held(other)
-
-
-class AsksWithoutMutex(RangeLock):
-    """Looks whether the range is free, and then comes in."""
-
-    def ask(self, first, last, exclusive, when_held):
-        is_held = not any(_conflicts(each, first, last, exclusive) for each in self._queue.value)
-        with self._mutex:
-            ticket = _Ticket(self, first, last, exclusive, when_held=when_held)
-            self._queue.value = (*self._queue.value, ticket)
-        if is_held:
-            when_held(ticket)
-
-
-class OvertakesAtOnce(RangeLock):
-    """Comes in at once where nobody holds the range, though somebody waits for it."""
-
-    def at_once(self, first, last, exclusive):
-        with self._mutex:
-            queue = self._queue.value
-            holding = [each for each in queue if not _must_wait(queue, each)]
-            if any(_conflicts(each, first, last, exclusive) for each in holding):
-                return None
-            ticket = _Ticket(self, first, last, exclusive)
-            self._queue.value = (ticket, *queue)
-            return ticket
-
-
-class NeverAtOnce(RangeLock):
-    """Has everybody ask."""
-
-    def at_once(self, first, last, exclusive):
-        with self._mutex:
-            return
-
-
-# What is wrong, as it shows.
-WRONG_BY_THEMSELVES = {
-    ForgetsToWake: "waits, though",
-    LooksOnce: "though one that overlaps and came before it",
-    NoMutex: "is not in the queue for it",
-    ReadersOvertake: "though one that overlaps and came before it",
-    ForgetsToTell: "waits, though",
-    TellsTwice: "is told twice",
-    TellsTooEarly: "though one that overlaps and came before it",
-    AsksWithoutMutex: "waits, though",
-    OvertakesAtOnce: "is not in the queue for it",
-    NeverAtOnce: "it may not have its range, though nobody is in its way",
-}
-
-
-@pytest.mark.parametrize(
-    ("mutant", "what"), WRONG_BY_THEMSELVES.items(), ids=lambda each: getattr(each, "__name__", "")
-)
+@pytest.mark.parametrize(("mutant", "what"), LOCK_MUTANTS.items(), ids=lambda each: getattr(each, "__name__", ""))
 def test_a_range_lock_that_is_none_is_found_out_by_itself(mutant, what):
-    bound = Bound((1, 1, 1), LOCK_MENU, initial=("NN",), modes=(PLAIN,))
-    tally = explore_all(lock_kind("mutant", "", mutant), bound)
+    tally = explore_all(lock_kind("mutant", "", mutant), LOCK_BOUNDS["any three requests"])
     assert tally.verdict is Verdict.VIOLATED
     assert what in tally.why
+
+
+# Who waits without a thread, behind the server's commands.
+
+
+class NeverWaits(AtOnce):
+    """Does without what it cannot have."""
+
+    def _take(self, first, last, exclusive):
+        return self._lock.at_once(first, last, exclusive) or nullcontext()
+
+
+class HoldsTwice(Granted):
+    """Gives the range out, and remembers it as if it had not."""
+
+    def _take(self, first, last, exclusive):
+        return self._held if self._held is not None else super()._take(first, last, exclusive)
+
+
+class ForgetsWhatItWaitedFor(Granted):
+    """Takes its range again, as if it had not been granted."""
+
+    def _take(self, first, last, exclusive):
+        return AtOnce._take(self, first, last, exclusive)
+
+
+@pytest.mark.parametrize("mutant", [NeverWaits, HoldsTwice, ForgetsWhatItWaitedFor])
+def test_waiting_without_a_thread_that_goes_wrong_is_found(monkeypatch, mutant):
+    bound = Bound((1, 1), ("write 0+128K", "read 0+64K"), initial=("AA",), modes=(PLAIN,))
+    assert explore_all(OVERLAY_SERVED, bound).verdict is Verdict.HOLDS
+    monkeypatch.setattr(f"impl.server.commands.{mutant.__base__.__name__}", mutant)
+    assert explore_all(OVERLAY_SERVED, bound).verdict is Verdict.VIOLATED
 
 
 def test_an_exception_is_found_and_where_it_was_raised():

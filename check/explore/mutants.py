@@ -7,13 +7,14 @@ Errors:  AssertionError for a mutant that is not found: then something is not ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from check.explore.bounds import MENU_OF_THREE, Bound, Tally, explore_all
 from check.explore.search import Verdict
-from check.explore.subjects import overlay_kind
-from check.mutants import MUTANTS, Mutant
+from check.explore.subjects import PLAIN, Kind, lock_kind, overlay_kind
+from check.lock_mutants import LOCK_MUTANTS
+from check.mutants import MUTANTS
 
 # Tried one after the other: the first in which the mutant is found.
 BOUNDS = {
@@ -22,27 +23,48 @@ BOUNDS = {
     "any two requests, three blocks": Bound((1, 1), MENU_OF_THREE, size=192 << 10),
     "any two requests, one operation fails": Bound((1, 1), faults=1),
 }
+# Of a range lock by itself: with less, `if` where `while` belongs cannot be told from it.
+LOCK_MENU = (
+    *("read 0+64K", "write 0+64K", "write 64K+64K", "read 0+128K"),  # in a thread
+    *("trim 0+64K", "status 0+64K", "trim 0+128K"),  # without
+)
+LOCK_BOUNDS = {
+    "any three requests": Bound((1, 1, 1), LOCK_MENU, initial=("NN",), modes=(PLAIN,)),
+    "any two requests each of two clients": Bound((2, 2), LOCK_MENU, initial=("NN",), modes=(PLAIN,)),
+}
 
 
 @dataclass(frozen=True)
 class Finding:
     """The bound in which a mutant is found, and all that was looked at up to then."""
 
-    mutant: Mutant
+    name: str
     bound: str
     tally: Tally
 
 
-def explore_mutant(mutant: Mutant) -> Finding:
+def explore_mutant(kind: Kind, bounds: Mapping[str, Bound]) -> Finding:
     """The first bound in which it is found; the last one, if it is not."""
-    kind = overlay_kind(mutant.name, "a mutant", mutant.overlay, fault=mutant.fault or (lambda same: same))
     total = Tally()
     name = ""
-    for name, bound in BOUNDS.items():  # noqa: B007
+    for name, bound in bounds.items():  # noqa: B007
         total += explore_all(kind, bound)
         if total.verdict is not Verdict.HOLDS:
             break
-    return Finding(mutant, name, total)
+    return Finding(kind.name, name, total)
+
+
+def findings() -> Iterator[Finding]:
+    """Of the overlay's mutants."""
+    for mutant in MUTANTS:
+        kind = overlay_kind(mutant.name, "a mutant", mutant.overlay, fault=mutant.fault or (lambda same: same))
+        yield explore_mutant(kind, BOUNDS)
+
+
+def lock_findings() -> Iterator[Finding]:
+    """Of the range lock's."""
+    for mutant in LOCK_MUTANTS:
+        yield explore_mutant(lock_kind(mutant.__name__, "a mutant", mutant), LOCK_BOUNDS)
 
 
 def page() -> Iterator[str]:
@@ -53,13 +75,23 @@ def page() -> Iterator[str]:
     yield "explorer finds it, how many programs it has to go through up to then, how many schedules they have, and what"
     yield "it says."
     yield ""
+    yield from table(findings())
+    yield ""
+    yield "## The range lock by itself"
+    yield ""
+    yield "The mutants of `check/lock_mutants.py`, down to mutex and condition."
+    yield ""
+    yield from table(lock_findings())
+
+
+def table(found: Iterable[Finding]) -> Iterator[str]:
+    """A row for each."""
     yield "| mutant | found among | programs | schedules | as |"
     yield "|---|---|---:|---:|---|"
-    for mutant in MUTANTS:
-        finding = explore_mutant(mutant)
-        assert finding.tally.verdict is Verdict.VIOLATED, mutant.name
-        tally = finding.tally
-        yield f"| {mutant.name} | {finding.bound} | {tally.programs:,} | {tally.schedules:,} | {tally.why} |"
+    for each in found:
+        tally = each.tally
+        assert tally.verdict is Verdict.VIOLATED, each.name
+        yield f"| {each.name} | {each.bound} | {tally.programs:,} | {tally.schedules:,} | {tally.why} |"
 
 
 if __name__ == "__main__":

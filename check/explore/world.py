@@ -140,7 +140,9 @@ def _granted(_: Physics, world: World, client: int) -> Outcomes:
 
 
 def _release(_: Physics, world: World, client: int) -> Outcomes:
-    mine = next(hold for hold in reversed(world.queue) if hold.client == client)
+    mine = next((hold for hold in reversed(world.queue) if hold.client == client), None)
+    if mine is None:
+        raise Misuse("a range is given back by somebody who does not hold one")
     return [(None, replace(world, queue=tuple(hold for hold in world.queue if hold is not mine)))]
 
 
