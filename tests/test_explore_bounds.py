@@ -4,8 +4,12 @@ These are the bounds of `make test`; `make explore` goes through larger ones.
 """
 
 import json
+import subprocess
+import sys
+from itertools import combinations_with_replacement
 
 import pytest
+from servers import ROOT
 
 from check.explore.bounds import (
     ALL_MODES,
@@ -13,14 +17,15 @@ from check.explore.bounds import (
     MENU_OF_THREE,
     PLAIN_MENU,
     Bound,
+    Slices,
     Tally,
     explore_all,
     explore_slice,
-    slices,
+    multiset,
 )
-from check.explore.campaign import Campaign, Record, run
+from check.explore.campaign import COMPLETE, Campaign, Record, run, verdict_of
 from check.explore.judge import LEVELS
-from check.explore.programs import make_program, parse_program
+from check.explore.programs import format_program, make_program, parse_program
 from check.explore.search import Machine, Question, Verdict, search_all
 from check.explore.subjects import (
     BITMAP_LOCK,
@@ -103,6 +108,22 @@ def test_the_programs_of_a_bound_are_all_there_are():
     assert len(bound.programs()) == len(set(bound.programs())) == 4 * 2
 
 
+@pytest.mark.parametrize(("count", "size"), [(1, 3), (5, 1), (5, 2), (4, 3), (3, 4)])
+def test_programs_are_numbered_as_multisets_are_in_order(count, size):
+    expected = [list(each) for each in combinations_with_replacement(range(count), size)]
+    assert [multiset(index, count, size) for index in range(len(expected))] == expected
+
+
+def test_a_bound_too_large_to_be_listed_is_numbered_all_the_same():
+    programs = Bound((3, 3)).programs()
+    assert len(programs) == 19**3 * (19**3 + 1) // 2
+    first, last = programs[0], programs[len(programs) - 1]
+    assert format_program(first) == " | ".join(["read 0+32K ; read 0+32K ; read 0+32K"] * 2)
+    assert format_program(last) == " | ".join(["flush ; flush ; flush"] * 2)
+    with pytest.raises(IndexError):
+        programs[len(programs)]
+
+
 def test_clients_of_one_length_are_alike():
     assert len(Bound((1, 1), ("read 0+64K", "write 0+64K")).programs()) == 3
 
@@ -143,7 +164,7 @@ def test_a_mode_that_is_the_only_one_is_not_left_out():
 def test_slices_make_up_the_whole(every):
     bound = Bound((1, 1), ("read 0+64K", "write 0+32K", "trim 0+128K"), initial=("NN", "NA"))
     whole = explore_all(OVERLAY, bound, every=every)
-    cut = sum((explore_slice(OVERLAY, bound, part) for part in slices(bound, 2, every)), Tally())
+    cut = sum((explore_slice(OVERLAY, bound, part) for part in Slices(bound, 2, every)), Tally())
     assert cut == whole
 
 
@@ -194,3 +215,34 @@ def test_a_campaign_stops_at_what_is_wrong(tmp_path):
     assert total.verdict is Verdict.VIOLATED
     lines = [json.loads(line) for line in (tmp_path / "state").read_text().splitlines()]
     assert lines[-1]["replay"] == total.replay
+
+
+@pytest.mark.parametrize(("every", "done", "word"), [(1, 36, COMPLETE), (1, 35, "not complete"), (2, 36, "a sample")])
+def test_a_campaign_is_complete_when_all_is_done_that_there_is(every, done, word):
+    campaign = Campaign("overlay", (1,), every=every)
+    record = Record(campaign, None)
+    for number in range(done):
+        record.add(number, Tally(programs=1))
+    assert len(campaign.slices()) == 36
+    assert verdict_of(campaign, record).startswith(word)
+
+
+def campaign_command(*arguments):
+    command = [sys.executable, "-m", "check.explore.campaign", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--shape", "1"], 0, "holds, complete"),
+        (["--shape", "1", "--every", "3"], 3, "a sample, nothing found"),
+        (["--shape", "1,1", "--seconds", "0"], 3, "not complete, nothing found so far"),
+        (["--subject", "bitmap-lock", "--shape", "1,1"], 1, "replay: cowproof explore --replay"),
+        (["--shape", "9"], 2, "expected one to four numbers"),
+    ],
+)
+def test_the_command_says_what_it_has_found_out(arguments, status, said):
+    done = campaign_command(*arguments, "--jobs", "1")
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stdout + done.stderr

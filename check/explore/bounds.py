@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations_with_replacement, product
+from itertools import product
+from math import comb, prod
+from typing import overload
 
 from check.explore.judge import Level
 from check.explore.programs import DEFAULT_BLOCK_SIZE, Ask, Asks, Disk, make_disk, on_disk, parse_program, scale_for
@@ -100,7 +102,7 @@ class Bound:
         parsed = [parse_program(text)[0][0] for text in self.menu]
         return tuple(dict.fromkeys(_fitted(ask, self.size) for ask in parsed if ask.offset < self.size))
 
-    def programs(self) -> Sequence[Asks]:
+    def programs(self) -> Programs:
         """All ways to fill the shape. Clients of one length are alike, so their order does not matter."""
         return _programs(self.asks(), self.shape)
 
@@ -115,16 +117,61 @@ class Bound:
         return next(each for each in self.modes if _as_seen(each, asks) == seen) == modes
 
 
+class Programs(Sequence[Asks]):
+    """All programs of a shape, by number; of a large bound they are too many to be made beforehand."""
+
+    def __init__(self, menu: tuple[Ask, ...], shape: tuple[int, ...]) -> None:
+        self._menu = menu
+        lengths = dict.fromkeys(shape)
+        self._groups = [(length, shape.count(length)) for length in lengths]
+        self._counts = [comb(len(menu) ** length + clients - 1, clients) for length, clients in self._groups]
+
+    def __len__(self) -> int:
+        return prod(self._counts)
+
+    @overload
+    def __getitem__(self, index: int) -> Asks: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Asks]: ...
+
+    def __getitem__(self, index: int | slice) -> Asks | Sequence[Asks]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._at(index)
+
+    def _at(self, index: int) -> Asks:
+        found: list[tuple[Ask, ...]] = []
+        for (length, clients), count in reversed(list(zip(self._groups, self._counts, strict=True))):
+            index, mine = divmod(index, count)
+            found[:0] = [self._client(each, length) for each in multiset(mine, len(self._menu) ** length, clients)]
+        return tuple(found)
+
+    def _client(self, number: int, length: int) -> tuple[Ask, ...]:
+        """One client's requests: a number with a digit for each."""
+        digits = []
+        for _ in range(length):
+            number, digit = divmod(number, len(self._menu))
+            digits.append(digit)
+        return tuple(self._menu[digit] for digit in reversed(digits))
+
+
+def multiset(index: int, count: int, size: int) -> list[int]:
+    """The multiset of this number among all of `size` of the numbers below `count`, in lexicographic order."""
+    found, low = [], 0
+    for left in range(size - 1, -1, -1):
+        while (beginning_so := comb(count - low + left - 1, left)) <= index:
+            index -= beginning_so
+            low += 1
+        found.append(low)
+    return found
+
+
 @lru_cache(maxsize=8)
-def _programs(menu: tuple[Ask, ...], shape: tuple[int, ...]) -> Sequence[Asks]:
-    by_length: dict[int, int] = {}
-    for length in shape:
-        by_length[length] = by_length.get(length, 0) + 1
-    groups = [
-        list(combinations_with_replacement(list(product(menu, repeat=length)), clients))
-        for length, clients in by_length.items()
-    ]
-    return [tuple(mine for group in chosen for mine in group) for chosen in product(*groups)]
+def _programs(menu: tuple[Ask, ...], shape: tuple[int, ...]) -> Programs:
+    return Programs(menu, shape)
 
 
 def _as_seen(modes: Modes, asks: Asks) -> Modes:
@@ -169,27 +216,48 @@ class Slice:
 
     disk: Disk
     modes: Modes
-    start: int = 0
-    stop: int | None = None
+    start: int
+    stop: int
     every: int = 1
 
 
-def slices(bound: Bound, length: int | None = None, every: int = 1) -> list[Slice]:
-    """The whole bound, or one program of `every`, cut into slices of about `length` programs."""
-    count = len(bound.programs())
-    starts = range(0, count, length * every) if length is not None else range(1)
-    return [
-        Slice(disk, modes, start, None if length is None else start + length * every, every)
-        for disk in bound.disks()
-        for modes in bound.modes
-        for start in starts
-    ]
+@dataclass(frozen=True)
+class Slices(Sequence[Slice]):
+    """The whole bound, or one program of `every`, cut into slices of about `length` programs, by number."""
+
+    bound: Bound
+    length: int
+    every: int = 1
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.bound.programs()), self.length * self.every)
+
+    def __len__(self) -> int:
+        return len(self.bound.disks()) * len(self.bound.modes) * len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Slice: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Slice]: ...
+
+    def __getitem__(self, index: int | slice) -> Slice | Sequence[Slice]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rest, at = divmod(index, len(self._starts))
+        disk, modes = divmod(rest, len(self.bound.modes))
+        start = self._starts[at]
+        stop = start + self._starts.step
+        return Slice(self.bound.disks()[disk], self.bound.modes[modes], start, stop, self.every)
 
 
 def explore_all(kind: Kind, bound: Bound, level: Level = "request", every: int = 1) -> Tally:
     """Explore each program, or one of `every`; stops at the first that is wrong, or too big."""
     total = Tally()
-    for part in slices(bound, every=every):
+    for part in Slices(bound, max(len(bound.programs()), 1), every):
         total += explore_slice(kind, bound, part, level)
         if total.verdict is not Verdict.HOLDS:
             break
@@ -200,7 +268,9 @@ def explore_slice(kind: Kind, bound: Bound, part: Slice, level: Level = "request
     """Explore the programs of one slice, up to the first that is wrong, or too big."""
     total = Tally()
     machine: Machine | None = None
-    for asks in bound.programs()[part.start : part.stop : part.every]:
+    programs = bound.programs()
+    for number in range(part.start, min(part.stop, len(programs)), part.every):
+        asks = programs[number]
         if not bound.is_new(asks, part.modes):
             continue
         program = on_disk(asks, part.disk)

@@ -4,8 +4,8 @@
 
 Shapes:  the state is JSON Lines: a header that says which bound of which code it is, then a line for each slice that is
          done.
-Errors:  exit status 0 complete and holds, 1 violated, 3 not complete, 2 wrong usage, a state of another bound, or of
-         other code, included.
+Errors:  exit status 0 complete and holds, 1 violated, 3 not complete or a sample, 2 wrong usage, a state of another
+         bound, or of other code, included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -29,7 +29,7 @@ import check.explore
 import impl
 import model
 import specs
-from check.explore.bounds import MENUS, Bound, Slice, Tally, explore_slice, plain, slices
+from check.explore.bounds import MENUS, Bound, Slices, Tally, explore_slice, plain
 from check.explore.programs import DEFAULT_BLOCK_SIZE
 from check.explore.search import Verdict
 from check.explore.subjects import KINDS
@@ -66,9 +66,9 @@ class Campaign:
         menu = menu if KINDS[self.subject].knows_all else plain(menu)
         return Bound(self.shape, menu, faults=self.faults, size=self.blocks * DEFAULT_BLOCK_SIZE)
 
-    def slices(self) -> list[Slice]:
+    def slices(self) -> Slices:
         """What is done at a time."""
-        return slices(self.bound(), SLICE_PROGRAMS, self.every)
+        return Slices(self.bound(), SLICE_PROGRAMS, self.every)
 
     def header(self) -> dict[str, object]:
         """Whatever makes two campaigns different."""
@@ -131,7 +131,7 @@ class Record:
 
 def run(campaign: Campaign, record: Record, jobs: int, budget_s: float | None, said: Callable[[int], None]) -> Tally:
     """Do what is left, until it is done, something is wrong, or time is up."""
-    left = [(campaign, number) for number in range(len(campaign.slices())) if number not in record.done]
+    left = ((campaign, number) for number in range(len(campaign.slices())) if number not in record.done)
     deadline_s = None if budget_s is None else time.monotonic() + budget_s
     for number, tally in _results(left, jobs):
         record.add(number, tally)
@@ -141,13 +141,26 @@ def run(campaign: Campaign, record: Record, jobs: int, budget_s: float | None, s
     return record.total()
 
 
-def _results(left: list[tuple[Campaign, int]], jobs: int) -> Iterator[tuple[int, Tally]]:
+def _results(left: Iterable[tuple[Campaign, int]], jobs: int) -> Iterator[tuple[int, Tally]]:
     if jobs == 1:
         yield from map(explore_numbered, left)
         return
     # Not forked: greenlets and threads of this process have no business there.
     with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts_to_parent) as pool:
         yield from pool.imap_unordered(explore_numbered, left)
+
+
+COMPLETE = "holds, complete"
+
+
+def verdict_of(campaign: Campaign, record: Record) -> str:
+    """What has been found out; a sample, or a part, shows nothing but what is wrong with it."""
+    total = record.total()
+    if total.verdict is not Verdict.HOLDS:
+        return str(total.verdict.value)
+    if len(record.done) < len(campaign.slices()):
+        return "not complete, nothing found so far"
+    return COMPLETE if campaign.every == 1 else "a sample, nothing found"
 
 
 def _leave_interrupts_to_parent() -> None:
@@ -178,18 +191,16 @@ def main(
         with suppress(KeyboardInterrupt):  # what is done is kept
             run(campaign, record, jobs, seconds, bar.update)
     total = record.total()
-    complete = len(record.done) == count
-    word = total.verdict.value if total.verdict is not Verdict.HOLDS else "holds" if complete else "not complete"
+    word = verdict_of(campaign, record)
     sampled = f", one program of {every}" * (every > 1)
-    ended = "complete" if complete else "stopped"
     click.echo(
-        f"{subject}, shape {shape}, {blocks} blocks, {faults} faults{sampled}: {word}, {ended}\n"
+        f"{subject}, shape {shape}, {blocks} blocks, {faults} faults{sampled}: {word}\n"
         f"{total.programs:,} programs, {total.states:,} states, {total.transitions:,} transitions, "
         f"{total.schedules:,} schedules covered, {time.monotonic() - started_s:.0f} s now"
     )
     if total.replay:
         click.echo(f"{total.why}\nreplay: cowproof explore --replay {total.replay!r}")
-    sys.exit({"holds": 0, "violated": 1}.get(word, 3))
+    sys.exit({COMPLETE: 0, Verdict.VIOLATED.value: 1}.get(word, 3))
 
 
 if __name__ == "__main__":

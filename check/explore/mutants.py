@@ -79,7 +79,8 @@ def page() -> Iterator[str]:
     yield "# What the explorer finds in mutants of the overlay"
     yield ""
     yield "Written by `python -m check.explore.mutants`: for each mutant of `check/mutants.py`, a bound in which the"
-    yield "explorer finds it, how many programs it goes through up to then, how many schedules they have, and what it says."
+    yield "explorer finds it, how many programs it goes through up to then, how many schedules they have, and what it"
+    yield "says."
     yield ""
     yield from table(findings())
     yield ""
