@@ -39,6 +39,8 @@ unit:
 explore:          ## the large bounds, on all processors; stop it when you like, it goes on from there
 	@tools/setup.sh test
 	$(BIN)/python -m check.explore.campaign --shape 1,1,1 --state explore-1-1-1.jsonl
+	$(BIN)/python -m check.explore.campaign --shape 2,2 --blocks 1 --state explore-2-2-on-1.jsonl
+	$(BIN)/python -m check.explore.campaign --shape 1,1,1 --blocks 3 --state explore-1-1-1-on-3.jsonl
 	$(BIN)/python -m check.explore.campaign --shape 2,2 --state explore-2-2.jsonl
 
 format:

@@ -82,21 +82,16 @@ def may_be_told(request: Request, block_size: int, size: int) -> frozenset[int]:
     match request:
         case Read():
             return frozenset({errno.EIO})
-        case Write(offset, data, _):
-            return _SPACE | _PART if _covers_a_part(offset, len(data), block_size, size) else _SPACE
         case Zero(fast=True) | Status() | Flush():
             return frozenset()
-        case Zero(offset, length, no_hole):
-            part = _covers_a_part(offset, length, block_size, size)
-            return (_SPACE if no_hole or part else frozenset()) | (_PART if part else frozenset())
-        case Trim(offset, length):
-            return _SPACE | _PART if _covers_a_part(offset, length, block_size, size) else frozenset()
-        case Cache():
-            return _SPACE | _PART
+        case Zero(offset, length, False) | Trim(offset, length):
+            return _STORED if _covers_a_part(offset, length, block_size, size) else frozenset()
+        case Write() | Zero() | Cache():
+            return _STORED
 
 
-_SPACE = frozenset({errno.ENOSPC})  # Something has to be stored.
-_PART = frozenset({errno.EIO})  # The base has to be read.
+# Something has to be stored: there may be no room for it, or what is there may be broken.
+_STORED = frozenset({errno.ENOSPC, errno.EIO})
 
 
 def _covers_a_part(offset: int, length: int, block_size: int, size: int) -> bool:

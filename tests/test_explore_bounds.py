@@ -15,6 +15,7 @@ from check.explore.bounds import (
     ALL_MODES,
     MENU,
     MENU_OF_THREE,
+    MENU_WITHIN,
     PLAIN_MENU,
     Bound,
     Slices,
@@ -26,6 +27,7 @@ from check.explore.bounds import (
 from check.explore.campaign import COMPLETE, Campaign, Record, run, verdict_of
 from check.explore.judge import LEVELS
 from check.explore.programs import format_program, make_program, parse_program
+from check.explore.replay import parse_replay, play
 from check.explore.search import Machine, Question, Verdict, search_all
 from check.explore.subjects import (
     BITMAP_LOCK,
@@ -35,8 +37,10 @@ from check.explore.subjects import (
     OVERLAY_WITH_LOCK,
     RANGE_LOCK,
     Modes,
+    overlay_kind,
 )
 from impl.errors import UsageError
+from impl.overlay.overlay import Overlay
 
 ODD_SIZE = (64 << 10) + 1024
 THREE_BLOCKS = 192 << 10
@@ -59,6 +63,45 @@ def test_two_clients_with_any_request_each(subject, faults):
 @pytest.mark.parametrize("subject", [OVERLAY, OVERLAY_SERVED], ids=lambda kind: kind.name)
 def test_two_clients_on_a_device_whose_last_block_is_short(subject):
     holds(subject, Bound((1, 1), size=ODD_SIZE, faults=1))
+
+
+def test_two_clients_inside_one_block():
+    holds(OVERLAY, Bound((1, 1), MENU_WITHIN, faults=1, size=64 << 10))
+
+
+class TailLost(Overlay):
+    """Forgets what is behind a write that begins and ends inside a block."""
+
+    __slots__ = ()
+
+    def _kept_part(self, block, fetched, from_, to):
+        kept = super()._kept_part(block, fetched, from_, to)
+        return bytes(len(kept)) if from_ < 0 else kept
+
+
+class SkipForgotten(Overlay):
+    """Gives the beginning of what was fetched, wherever the read begins."""
+
+    __slots__ = ()
+
+    def _cut_out(self, part, first, data):
+        return bytes(data[: part.length])
+
+
+class StatusOfWholeBlocks(Overlay):
+    """Says of a part of a block how long the block is."""
+
+    __slots__ = ()
+
+    def extents(self, offset, length):
+        start = offset - offset % self.block_size
+        return super().extents(start, length + offset - start)
+
+
+@pytest.mark.parametrize("mutant", [TailLost, SkipForgotten, StatusOfWholeBlocks])
+def test_what_is_wrong_inside_a_block_only_is_found_there(mutant):
+    tally = explore_all(overlay_kind("mutant", "", mutant), Bound((1,), MENU_WITHIN, size=64 << 10))
+    assert tally.verdict is Verdict.VIOLATED
 
 
 def test_two_clients_on_a_device_of_three_blocks():
@@ -246,3 +289,51 @@ def test_the_command_says_what_it_has_found_out(arguments, status, said):
     done = campaign_command(*arguments, "--jobs", "1")
     assert done.returncode == status, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
+
+
+# Lines of a state that cannot be taken for one.
+BROKEN = {
+    "no JSON": "{",
+    "nothing": "",
+    "a list": "[]",
+    "another slice": '{"slice": 36, "programs": 1, "verdict": "holds"}',
+    "no slice": '{"programs": 1, "verdict": "holds"}',
+    "no verdict that there is": '{"slice": 0, "verdict": "fine"}',
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_a_line_that_is_none_of_a_state_is_refused_with_its_number(tmp_path, line):
+    path = tmp_path / "state"
+    record = Record(SMALL, path)
+    record.add(0, Tally(programs=1))
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UsageError, match="line 3"):
+        Record(SMALL, path)
+
+
+def test_a_state_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cannot be written"):
+        Record(SMALL, tmp_path / "nowhere" / "state")
+
+
+def test_a_violation_is_not_hidden_by_what_was_found_before_and_ends_the_campaign():
+    record = Record(SMALL, None)
+    record.add(0, Tally(verdict=Verdict.INCONCLUSIVE))
+    record.add(1, Tally(verdict=Verdict.VIOLATED, why="this"))
+    assert (record.total().verdict, record.total().why) == (Verdict.VIOLATED, "this")
+    run(SMALL, record, 1, None, lambda _: pytest.fail("there is nothing left to do"))
+
+
+def test_a_campaign_on_several_processors_comes_to_the_same(tmp_path):
+    campaign = Campaign("overlay", (1,), blocks=1)
+    several, one = Record(campaign, tmp_path / "state"), Record(campaign, None)
+    assert run(campaign, several, 2, None, lambda _: None) == run(campaign, one, 1, None, lambda _: None)
+    assert set(several.done) == set(range(len(campaign.slices())))
+
+
+def test_a_replay_names_the_program_that_was_wrong():
+    tally = explore_all(BITMAP_LOCK, Bound((1, 1), PLAIN_MENU, modes=(Modes(),)), "sector")
+    question, moves = parse_replay(tally.replay)
+    assert play(Machine(question), moves).wrong == tally.why

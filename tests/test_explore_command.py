@@ -83,3 +83,41 @@ def test_help_teaches_the_subjects_and_the_program():
     printed = explore("--help", status=HOLDS)
     for word in ("bitmap-lock", "overlay-with-lock", "--cow-on-read", "Examples:", "OFFSET+LENGTH"):
         assert word in printed
+
+
+# What is wrong only with an option, and what option that is.
+OPTIONS = [
+    (["--subject", "bitmap-lock", "--program", "read 0+512 | write 0+64K"], ["--cow-on-read"]),
+    (["--subject", "bitmap-lock", "--program", "cache 0+512 | write 0+64K", "--level", "sector"], ["--cow-on-cache"]),
+    (
+        ["--subject", "global-lock", "--program", "read 0+128K | write 0+128K", "--level", "block"],
+        ["--level", "request"],
+    ),
+    (["--subject", "bitmap-lock", "--program", "read 0+64K | write 0+64K", "--level", "block"], ["--initial", "A"]),
+    (["--subject", "bitmap-lock", "--program", "read 0+64K", "--cow-on-read"], ["--faults", "1"]),
+]
+
+
+@pytest.mark.parametrize(("program", "option"), OPTIONS)
+def test_an_option_makes_the_difference_that_it_is_there_for(program, option):
+    explore(*program, status=HOLDS)
+    found = json.loads(explore(*program, *option, "--json", status=VIOLATED))
+    explore("--replay", found["replay"], status=VIOLATED)
+
+
+def test_a_replay_runs_on_threads_where_that_is_asked():
+    replay = json.loads(explore(*RACE, "--json", status=VIOLATED))["replay"]
+    program = (
+        "import sys; import check.explore.command as command\n"
+        "command.play_on_threads = lambda *_: print('on threads')\n"
+        "command.explore(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--replay", replay, "--on-threads"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("on threads\n"), done.stderr

@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from check.explore.bounds import MENU, PLAIN_MENU
+from check.explore.bounds import ALL_MODES, MENU, PLAIN_MENU
 from check.explore.programs import make_program, parse_program
 from check.explore.search import Machine, Question, Verdict, search
 from check.explore.stateless import TooMany, ends_of, independent, run_all, touches
-from check.explore.subjects import KINDS, OVERLAY, PLAIN, Modes
+from check.explore.subjects import KINDS, OVERLAY
 
-PROGRAMS = 300
+PROGRAMS = 420
 SCHEDULES_MAX = 60
 NAIVE_MAX = 120
 
@@ -23,7 +23,7 @@ def random_question(seed):
     shape = choose.choice([(1, 1), (1, 1), (1, 1), (2, 1)])
     text = " | ".join(" ; ".join(choose.choice(menu) for _ in range(length)) for length in shape)
     initial = choose.choice(["NN", "NA", "AN", "TA", "AA", "TN", "NT", "TT"])
-    modes = choose.choice([PLAIN, Modes(True, True)])
+    modes = choose.choice(ALL_MODES)
     return Question(kind, make_program(parse_program(text), initial, size=128 << 10), modes=modes)
 
 
@@ -41,7 +41,7 @@ def test_the_engines_agree_on_hundreds_of_random_programs():
         assert ends_of(Machine(question)) == summary.ends, question.program.asks
         compared += 1
         wrong += summary.is_wrong
-    assert compared >= 150
+    assert compared >= 200
     assert wrong >= 15
 
 

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import re
+import threading
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from check.explore.programs import make_program, parse_program
 from check.explore.races import COPYING, PAGES, RACES, with_shown
 from check.explore.replay import format_moves, format_replay, parse_moves, parse_replay, play
 from check.explore.seam import ExploredLock, ExploredRanges, ExploredStore, Stage
-from check.explore.search import Machine, Question, Verdict, search
+from check.explore.search import DONE, Machine, Question, Verdict, search
 from check.explore.show import columns, ending
 from check.explore.stateless import Disagreement, run_all
 from check.explore.subjects import (
@@ -32,13 +33,16 @@ from check.explore.subjects import (
     Kind,
     lock_kind,
     overlay_kind,
+    served_kind,
 )
 from check.explore.threads import play_on_threads
 from check.explore.walk import walk
 from check.lock_mutants import LOCK_MUTANTS, ForgetsToWake, LooksOnce, NoMutex
+from check.mutants import NoLock
 from impl.errors import UsageError
-from impl.overlay.overlay import Overlay
-from impl.overlay.parking import AtOnce, Granted
+from impl.overlay.overlay import FromBase, Overlay
+from impl.overlay.parking import AtOnce, Granted, WouldWait
+from impl.overlay.rangelock import RangeLock, _is_free, _Ticket
 from model.device import Done, Flush
 
 
@@ -143,17 +147,41 @@ def test_a_coarser_level_asks_for_more(level):
     assert (search(question).verdict is Verdict.VIOLATED) == (level == "request")
 
 
+def test_the_way_to_a_violation_is_as_long_as_the_search_is_deep():
+    """It waits twice on a longer way, which comes to the same state."""
+    question = ask(BY_NAME["zeroed-tail"].kind, "write 0+64K | zero 32K+64K", "TA", level="block", faults=1)
+    found = search(question)
+    assert len(found.violation.moves) in (found.depth, found.depth + 1)
+
+
+def test_a_state_that_is_reached_in_several_numbers_of_steps_is_counted_once():
+    question = ask(OVERLAY, "write 0+512 | write 0+64K", faults=1)
+    machine = Machine(question)
+    seen, left = {machine.first}, [machine.first]
+    while left:
+        state = left.pop()
+        world, places, monitor = state
+        for client, node in enumerate(places):
+            for step in machine.steps(world, node) if node != DONE else ():
+                after, _ = machine.judged(monitor, step.events)
+                where = machine.after(client, node, step.node)
+                new = (step.world, (*places[:client], where, *places[client + 1 :]), after)
+                left += [] if new in seen else [new]
+                seen.add(new)
+    assert search(question).states == len(seen)
+
+
 # How much there is
 
 # Subject, program, initial states, modes, faults: states, transitions, schedules, depth.
 COUNTS = [
     (OVERLAY, "write 0+512", "", PLAIN, 0, (8, 7, 1, 7)),
     (OVERLAY, "write 0+512 | write 64K+512", "", PLAIN, 0, (92, 156, 3432, 14)),
-    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 0, (50, 61, 39, 12)),
-    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 1, (156, 197, 204, 14)),
-    (OVERLAY, "read 0+512 | write 0+64K", "", COPYING, 0, (71, 89, 38, 13)),
-    (OVERLAY_WITH_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (170, 220, 884, 27)),
-    (RANGE_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (56, 70, 60, 13)),
+    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 0, (49, 61, 39, 12)),
+    (OVERLAY, "write 0+512 | write 0+64K", "", PLAIN, 1, (183, 271, 399, 14)),
+    (OVERLAY, "read 0+512 | write 0+64K", "", COPYING, 0, (60, 84, 38, 13)),
+    (OVERLAY_WITH_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (167, 220, 884, 27)),
+    (RANGE_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (55, 70, 60, 13)),
     (GLOBAL_LOCK, "write 0+512 | write 0+64K", "", PLAIN, 0, (22, 21, 2, 11)),
 ]
 
@@ -337,6 +365,156 @@ def test_space_that_is_not_given_back_is_found():
     assert found.violation.what == "block 0 is TRIMMED, and has kept its space"
 
 
+class Stale(Overlay):
+    """Remembers states from one request to the next, where no operation shows it."""
+
+    __slots__ = ()
+    REMEMBERED = {}
+
+    def look(self, offset, length):
+        seen = self.REMEMBERED.setdefault(id(self.base), set())
+        if offset in seen:
+            return [FromBase(offset, length)]
+        seen.add(offset)
+        return super().look(offset, length)
+
+
+def test_what_a_subject_remembers_between_requests_is_refused_by_the_search_too():
+    with pytest.raises(Uncontrolled, match="after others"):
+        search(ask(overlay_kind("mutant", "", Stale), "read 0+64K ; write 0+64K ; read 0+64K"))
+
+
+class LetsGo(Overlay):
+    """Writes with nothing held where it could see that the range was taken."""
+
+    __slots__ = ()
+
+    def write(self, offset, data, fetched=None):
+        block = offset // self.block_size
+        before = self.states.get(block, block + 1)
+        try:
+            super().write(offset, data, fetched)
+        except WouldWait:
+            if self.states.get(block, block + 1) != before:
+                raise
+            if before[0] != 1:
+                raise
+            self.store.pwrite(offset, [data])
+
+
+def test_a_range_given_back_is_a_step_of_its_own_where_others_look_without_waiting():
+    """Between the last change under the range and its end, another may come, and find it taken."""
+    question = ask(served_kind("mutant", "", LetsGo), "write 0+64K | write 0+64K", "A")
+    assert search(question).verdict is Verdict.VIOLATED
+    assert question.kind.left_movers == OVERLAY.left_movers - {"release"}
+
+
+def test_a_wait_for_nobody_is_shown_and_replayed_and_met_at_random():
+    class WholeDevice(ExploredRanges):
+        def _acquired(self, first, last, exclusive):
+            return super()._acquired(0, 1 << 20, exclusive)
+
+    kind = overlay_kind("mutant", "", ranges_class=lambda sync: WholeDevice(sync.stage))
+    question = ask(kind, "write 0+64K | write 64K+64K")
+    found = search(question)
+    assert play(Machine(question), found.violation.moves).wrong == found.violation.what
+    assert walk(question, 200).violation.what.endswith("waits, though no request in flight overlaps its own")
+
+
+def test_an_errno_that_nothing_failed_with_is_found():
+    class WrongErrno(Overlay):
+        __slots__ = ()
+
+        def fetch_blocks(self, blocks):
+            try:
+                return super().fetch_blocks(blocks)
+            except OSError:
+                raise OSError(errno.ENOSPC, "no room") from None
+
+    found = search(ask(overlay_kind("mutant", "", WrongErrno), "write 0+512", faults=1))
+    assert found.violation.what == "a request is told ENOSPC, though nothing has failed so"
+
+
+def test_a_block_that_broke_under_a_write_may_hold_a_part_of_either_and_nothing_else():
+    class Loses(Overlay):
+        __slots__ = ()
+
+        def _write_blocks(self, first, last, start, parts):
+            try:
+                super()._write_blocks(first, last, start, parts)
+            except OSError:
+                self.states.fill(first, last + 1, 2)
+                raise
+
+    question = ask(OVERLAY, "write 0+64K ; read 0+64K", "A", faults=1)
+    assert search(question).verdict is Verdict.HOLDS
+    assert search(replace(question, kind=overlay_kind("mutant", "", Loses))).verdict is Verdict.VIOLATED
+
+
+class ForgetsWhy(RangeLock):
+    """Takes it that it has its range when it wakes."""
+
+    def _acquire(self, first, last, exclusive):
+        with self._mutex:
+            queue = self._queue.value
+            wakeup = None if _is_free(queue, first, last, exclusive) else self._sync.condition(self._mutex)
+            ticket = _Ticket(self, first, last, exclusive, wakeup)
+            self._queue.value = (*queue, ticket)
+            if wakeup is not None:
+                wakeup.wait()
+        return ticket
+
+
+def test_who_wakes_without_reason_has_to_look_again():
+    question = ask(lock_kind("mutant", "", ForgetsWhy), "write 0+64K | write 0+64K")
+    assert search(question).verdict is Verdict.HOLDS
+    assert search(replace(question, faults=1)).verdict is Verdict.VIOLATED
+    assert search(replace(question, kind=LOCK_ALONE, faults=1)).verdict is Verdict.HOLDS
+
+
+def test_an_error_without_an_errno_is_an_exception_like_any_other():
+    class Vague(Overlay):
+        __slots__ = ()
+
+        def trim(self, offset, length):
+            raise OSError("somehow")
+
+    assert "without an errno" in search(ask(overlay_kind("mutant", "", Vague), "trim 0+64K")).violation.what
+
+
+def test_what_is_cached_by_chunks_is_cached_right_when_a_chunk_is_small(monkeypatch):
+    """What depends on numbers of bytes is out of reach on a small device, unless the number is small as well."""
+
+    class SecondChunkWrong(Overlay):
+        __slots__ = ()
+
+        def _keep(self, first, data):
+            super()._keep(first, memoryview(bytes(reversed(data))) if first else data)
+
+    monkeypatch.setattr("impl.overlay.overlay.CACHE_CHUNK_BYTES", 2)
+    question = ask(OVERLAY, "cache 0+128K ; read 0+128K | write 32K+64K", modes=COPYING)
+    assert search(question).verdict is Verdict.HOLDS
+    assert search(replace(question, kind=overlay_kind("mutant", "", SecondChunkWrong))).verdict is Verdict.VIOLATED
+
+
+def test_threads_are_threads():
+    names = set()
+
+    def notes(stage):
+        def execute(_):
+            stage.perform("get", 0)
+            names.add(threading.current_thread().name)
+            return Done()
+
+        return Subject(stage, execute)
+
+    question = ask(kind_of(notes), "cache 0+1 | cache 0+1")
+    machine = Machine(question)
+    names.clear()
+    play_on_threads(machine, ((0, 0), (1, 0)))
+    assert {"request 0.0", "request 1.0"} <= names
+
+
 def test_a_read_that_failed_and_has_kept_a_part_is_found():
     """It takes two parts that show the base, and something else between them."""
 
@@ -401,21 +579,24 @@ def test_code_that_does_not_depend_on_its_operations_alone_is_refused():
 
 
 def test_state_that_no_operation_shows_is_refused():
-    """By itself the first request always finds the list empty; sharing it, the second finds one entry."""
+    """By itself each request finds the list empty, and leaves it so; sharing it, one finds the other's entry."""
 
-    def remembers(stage):
+    def notices(stage):
         hidden = []
 
         def execute(_):
             hidden.append(1)
-            for block in range(len(hidden)):
-                stage.perform("get", block)
+            try:
+                for block in range(len(hidden)):
+                    stage.perform("get", block)
+            finally:
+                hidden.pop()
             return Done()
 
         return Subject(stage, execute)
 
     with pytest.raises(Disagreement, match="state that no operation shows"):
-        run_all(ask(kind_of(remembers), "trim 0+64K | trim 64K+64K"))
+        run_all(ask(kind_of(notices), "trim 0+64K | trim 64K+64K"))
 
 
 # The parts of the explorer, one by one, are needed
@@ -459,7 +640,7 @@ def test_without_faults_an_ordering_that_only_faults_need_is_not_missed():
 def test_without_eager_releases_there_are_more_states_and_no_other_verdict(monkeypatch):
     question = ask(OVERLAY, "write 0+512 | write 0+64K")
     few = search(question)
-    monkeypatch.setattr("check.explore.search.LEFT_MOVERS", frozenset())
+    monkeypatch.setattr("check.explore.subjects.LEFT_MOVERS", frozenset())
     many = search(question)
     assert many.states > few.states
     assert many.schedules > few.schedules
@@ -475,6 +656,13 @@ def test_random_ways_find_a_race_and_are_the_same_for_the_same_seed():
     assert one.verdict is Verdict.VIOLATED
     assert one.violation == same.violation
     assert play(Machine(question), one.violation.moves).wrong == one.violation.what
+
+
+def test_random_ways_differ_by_their_seed_and_meet_what_is_misused():
+    question = BY_NAME["copy-on-read"]
+    assert len({walk(question, 500, seed).violation.moves for seed in range(6)}) > 1
+    careless = overlay_kind("mutant", "", fault=NoLock)
+    assert "without its range lock" in walk(ask(careless, "write 0+64K"), 5).violation.what
 
 
 def test_random_ways_that_find_nothing_show_nothing():
@@ -510,6 +698,10 @@ GOOD = "bitmap-lock:sector:N:0::65536,65536:write 0+512 | write 0+64K:A5B2A3B2"
         (GOOD.replace(":0:", ":x:"), "faults"),
         (GOOD.replace("A5B2", "A5b2"), "cannot be read at"),
         (GOOD.replace("65536,65536", "65536"), "sizes"),
+        (GOOD.replace("65536,65536", "1,65536"), "too small"),
+        (GOOD.replace(":0:", ":\u00b2:"), "faults"),
+        (GOOD.replace(":0::", ":0:cow:"), "mode 'cow'"),
+        (GOOD.replace("A5B2", "A99999999999"), "cannot be read at"),
     ],
 )
 def test_a_replay_that_cannot_be_read_is_refused(text, wrong):
@@ -522,6 +714,13 @@ def test_moves_that_cannot_be_made_are_refused(moves):
     question, _ = parse_replay(GOOD)
     with pytest.raises(UsageError, match="cannot move"):
         play(Machine(question), parse_moves(moves))
+
+
+def test_a_replay_says_how_many_may_fail_and_how_large_all_is():
+    question = ask(OVERLAY, "write 0+512", faults=1, size=70000)
+    again, moves = parse_replay(format_replay(question, ((0, 0), (0, 1))))
+    assert (again, moves) == (question, ((0, 0), (0, 1)))
+    assert play(Machine(again), moves).wrong == ""
 
 
 def test_a_replay_of_the_start_of_a_schedule_is_not_called_wrong():

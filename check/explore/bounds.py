@@ -1,7 +1,7 @@
 """All programs within a bound, explored one after the other: what "holds" means when it is said without a program.
 
 A bound is a shape (how many clients, how many requests each) and a menu of requests; its programs are all ways to fill
-the shape from the menu, but for the names of the clients, on a disk of two or three blocks in every initial state, with
+the shape from the menu, but for the names of the clients, on a disk of one to three blocks in every initial state, with
 copy-on-read and copy-on-cache, both, either and neither. A mode that none of a program's requests asks about changes
 nothing, so a program without reads is explored without copy-on-read only, and one without caches without
 copy-on-cache. A bound is complete when all of them have been explored.
@@ -63,7 +63,22 @@ MENU_OF_THREE = (
     "cache 0+192K",
     "status 0+192K",
 )
-MENUS = {2: MENU, 3: MENU_OF_THREE}
+# On one block: what begins and ends inside it, in its middle or at its end, and what covers it.
+MENU_WITHIN = (
+    "read 16K+16K",
+    "read 32K+32K",
+    "write 16K+16K",
+    "write 32K+32K",
+    "write 0+64K",
+    "zero 16K+16K",
+    "zero 16K+16K no-hole",
+    "zero 16K+16K fast",
+    "trim 16K+16K",
+    "trim 0+64K",
+    "cache 16K+16K",
+    "status 32K+32K",
+)
+MENUS = {1: MENU_WITHIN, 2: MENU, 3: MENU_OF_THREE}
 
 
 def plain(menu: tuple[str, ...]) -> tuple[str, ...]:
@@ -185,6 +200,9 @@ def _fitted(ask: Ask, size: int) -> Ask:
     return Ask(ask.verb, ask.offset, min(ask.length, size - ask.offset), ask.flags)
 
 
+WORSE = (Verdict.HOLDS, Verdict.INCONCLUSIVE, Verdict.VIOLATED)
+
+
 @dataclass(frozen=True)
 class Tally:
     """What was looked at, added up; `replay` is empty as long as nothing is wrong."""
@@ -198,7 +216,7 @@ class Tally:
     why: str = ""
 
     def __add__(self, other: Tally) -> Tally:
-        worse = self if self.verdict is not Verdict.HOLDS else other
+        worse = max(self, other, key=lambda tally: WORSE.index(tally.verdict))
         return Tally(
             self.programs + other.programs,
             self.states + other.states,

@@ -17,11 +17,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,7 +37,7 @@ from check.explore.bounds import MENUS, Bound, Slices, Tally, explore_slice, pla
 from check.explore.programs import DEFAULT_BLOCK_SIZE
 from check.explore.search import Verdict
 from check.explore.subjects import KINDS
-from impl.errors import UsageError
+from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
 
 SLICE_PROGRAMS = 250
@@ -63,7 +67,9 @@ class Campaign:
     def bound(self) -> Bound:
         """All its programs."""
         menu = MENUS[self.blocks]
-        menu = menu if KINDS[self.subject].knows_all else plain(menu)
+        kind = KINDS[self.subject]
+        menu = menu if kind.knows_all else plain(menu)
+        menu = menu if kind.is_device else tuple(text for text in menu if text != "flush")
         return Bound(self.shape, menu, faults=self.faults, size=self.blocks * DEFAULT_BLOCK_SIZE)
 
     def slices(self) -> Slices:
@@ -100,19 +106,41 @@ class Record:
             self._append(campaign.header())
 
     def _read(self, campaign: Campaign, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read: {error}") from None
         # A line that was being written when the campaign was stopped has no end, and is done again.
-        whole = [json.loads(line) for line in lines if line.endswith("\n")]
+        whole = [self._parsed(path, number, line) for number, line in enumerate(lines, 1) if line.endswith("\n")]
         if not whole or whole[0] != campaign.header():
             what = "another campaign"
             if whole and {**whole[0], "code": ""} == {**campaign.header(), "code": ""}:
                 what = "this campaign on other code, and says nothing of this one"
             raise UsageError(f"{path} is the state of {what}: choose another --state, or remove it")
+        for number, line in enumerate(whole[1:], 2):
+            self._take(campaign, line, f"{path}, line {number}")
         if len(whole) < len(lines):
             path.write_text("".join(lines[:-1]), encoding="utf-8")
-        for line in whole[1:]:
+
+    def _parsed(self, path: Path, number: int, line: str) -> dict[str, Any]:
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict):
+                return found
+        raise UsageError(
+            f"{path}, line {number} is no line of a campaign's state: choose another --state, or remove it"
+        )
+
+    def _take(self, campaign: Campaign, line: dict[str, Any], where: str) -> None:
+        """One slice that was done."""
+        try:
             number = line.pop("slice")
-            self.done[number] = Tally(**{**line, "verdict": Verdict(line["verdict"])})
+            tally = Tally(**{**line, "verdict": Verdict(line["verdict"])})
+        except (KeyError, TypeError, ValueError):
+            raise UsageError(f"{where} is no slice: choose another --state, or remove it") from None
+        if not isinstance(number, int) or not 0 <= number < len(campaign.slices()):
+            raise UsageError(f"{where} is of slice {number}, which there is not: choose another --state, or remove it")
+        self.done[number] = tally
 
     def add(self, number: int, tally: Tally) -> None:
         """A slice is done."""
@@ -120,9 +148,13 @@ class Record:
         self._append({"slice": number, **asdict(tally), "verdict": tally.verdict.value})
 
     def _append(self, line: dict[str, object]) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UsageError(f"--state {self._path} cannot be written: {error.strerror}") from None
 
     def total(self) -> Tally:
         """All that is done, added up."""
@@ -131,23 +163,38 @@ class Record:
 
 def run(campaign: Campaign, record: Record, jobs: int, budget_s: float | None, said: Callable[[int], None]) -> Tally:
     """Do what is left, until it is done, something is wrong, or time is up."""
+    if record.total().verdict is Verdict.VIOLATED:
+        return record.total()
     left = ((campaign, number) for number in range(len(campaign.slices())) if number not in record.done)
     deadline_s = None if budget_s is None else time.monotonic() + budget_s
-    for number, tally in _results(left, jobs):
-        record.add(number, tally)
-        said(1)
-        if tally.verdict is not Verdict.HOLDS or (deadline_s is not None and time.monotonic() > deadline_s):
-            break
+    with closing(_results(left, jobs)) as results:
+        for number, tally in results:
+            record.add(number, tally)
+            said(1)
+            if tally.verdict is not Verdict.HOLDS or (deadline_s is not None and time.monotonic() > deadline_s):
+                break
     return record.total()
 
 
-def _results(left: Iterable[tuple[Campaign, int]], jobs: int) -> Iterator[tuple[int, Tally]]:
+def _results(left: Iterator[tuple[Campaign, int]], jobs: int) -> Generator[tuple[int, Tally], None, None]:
     if jobs == 1:
         yield from map(explore_numbered, left)
         return
     # Not forked: greenlets and threads of this process have no business there.
-    with multiprocessing.get_context("spawn").Pool(jobs, _leave_interrupts_to_parent) as pool:
-        yield from pool.imap_unordered(explore_numbered, left)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _leave_interrupts_to_parent) as pool:
+        running = {pool.submit(explore_numbered, work) for work in islice(left, 2 * jobs)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= {pool.submit(explore_numbered, work) for work in islice(left, len(done))}
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise StartError("a process that explored was killed; what was done is kept, start this again") from None
+        finally:
+            for future in running:
+                future.cancel()
 
 
 COMPLETE = "holds, complete"
@@ -170,18 +217,18 @@ def _leave_interrupts_to_parent() -> None:
 @click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--subject", type=click.Choice(list(KINDS)), default="overlay", help="What is explored; default overlay.")
 @click.option("--shape", default="2,2", metavar="N,N", help="How many requests each client has; default 2,2.")
-@click.option("--blocks", type=click.IntRange(2, 3), default=2, help="Of the disk; default 2.")
+@click.option("--blocks", type=click.IntRange(1, 3), default=2, help="Of the disk; default 2.")
 @click.option("--faults", type=click.IntRange(0, 2), default=0, help="How many operations may fail; default 0.")
 @click.option("--every", type=click.IntRange(1), default=1, help="A sample: one program of so many; default all.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes; default all processors.")
 @click.option("--state", type=click.Path(dir_okay=False), help="Keep here what is done, and go on from there.")
-@click.option("--seconds", type=float, help="Stop after about so long.")
+@click.option("--seconds", type=float, help="Stop after about so long, when what is at hand is done.")
 def main(
     subject: str, shape: str, blocks: int, faults: int, every: int, jobs: int, state: str | None, seconds: float | None
 ) -> None:
     """Explore a bound."""
     counts = shape.split(",")
-    if not all(count.isdigit() and 1 <= int(count) <= 3 for count in counts) or len(counts) > 4:
+    if not all(count.isascii() and count.isdecimal() and 1 <= int(count) <= 3 for count in counts) or len(counts) > 4:
         raise UsageError(f"--shape {shape!r}: expected one to four numbers from 1 to 3, such as 2,2")
     campaign = Campaign(subject, tuple(map(int, counts)), faults, every, blocks)
     record = Record(campaign, None if state is None else Path(state))
@@ -194,7 +241,7 @@ def main(
     word = verdict_of(campaign, record)
     sampled = f", one program of {every}" * (every > 1)
     click.echo(
-        f"{subject}, shape {shape}, {blocks} blocks, {faults} faults{sampled}: {word}\n"
+        f"{subject}, shape {shape}, {blocks} block{'s' * (blocks > 1)}, {faults} faults{sampled}: {word}\n"
         f"{total.programs:,} programs, {total.states:,} states, {total.transitions:,} transitions, "
         f"{total.schedules:,} schedules covered, {time.monotonic() - started_s:.0f} s now"
     )

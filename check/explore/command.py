@@ -14,7 +14,8 @@ from typing import get_args
 import click
 
 from check.explore.judge import Level
-from check.explore.programs import DEFAULT_BLOCK_SIZE, format_program, make_program, parse_program
+from check.explore.learn import Uncontrolled
+from check.explore.programs import format_program, make_program, parse_program
 from check.explore.replay import format_replay, parse_replay, play
 from check.explore.search import STATES_MAX, Found, Machine, Move, Question, Verdict, search
 from check.explore.show import columns, ending
@@ -98,6 +99,8 @@ def explore(
     as_json: bool,
 ) -> None:
     """Ask the question, and print the answer."""
+    if on_threads and replay is None:
+        raise UsageError("--on-threads goes with --replay STRING")
     if replay is not None:
         sys.exit(show_again(replay, on_threads, as_json))
     if text is None:
@@ -107,14 +110,21 @@ def explore(
         make_program(
             parse_program(text),
             initial,
-            _size(cow_block_size, "block size") or DEFAULT_BLOCK_SIZE,
+            _size(cow_block_size, "block size"),
             None if size is None else _size(size, "size"),
         ),
         level,
         Modes(cow_on_read, cow_on_cache),
         faults,
     )
-    found = walk(question, walks, seed) if walks else search(question, states, progress=Meter())
+    meter = Meter()
+    try:
+        found = walk(question, walks, seed) if walks else search(question, states, progress=meter)
+    except Uncontrolled as error:
+        meter.end()
+        click.echo(f"{subject} at level {level}: inconclusive, {error}")
+        sys.exit(EXIT[Verdict.INCONCLUSIVE])
+    meter.end()
     print_json(question, found) if as_json else print_text(question, found)
     sys.exit(EXIT[found.verdict])
 
@@ -124,13 +134,20 @@ class Meter:
 
     def __init__(self) -> None:
         self._said_s = time.monotonic()
+        self._has_said = False
 
     def __call__(self, states: int, depth: int) -> None:
         """Called after each level."""
         now_s = time.monotonic()
         if sys.stderr.isatty() and now_s - self._said_s > PROGRESS_EVERY_S:
             self._said_s = now_s
+            self._has_said = True
             click.echo(f"\r{states:,} states, {depth} deep", nl=False, err=True)
+
+    def end(self) -> None:
+        """Leave the line to what comes."""
+        if self._has_said:
+            click.echo("\r\033[K", nl=False, err=True)
 
 
 def show_again(text: str, on_threads: bool, as_json: bool) -> int:

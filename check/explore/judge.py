@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from errno import EIO
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -215,7 +216,9 @@ class Judge:
                 found = [(after, said), (device, ERRNO[Error.NOT_FAST])]
             if self._faults:
                 told = may_be_told(request, device.block_size, device.size) if self._whole_only else _FAULTS
-                found += [(each, number) for each in some_blocks(device, after) for number in sorted(told)]
+                found += [
+                    (each, number) for number in sorted(told) for each in some_blocks(device, after, torn=number == EIO)
+                ]
             self._steps[key] = tuple(dict.fromkeys(found))
         return self._steps[key]
 
@@ -239,10 +242,22 @@ def at_an_instant(device: Device, request: Request) -> tuple[Device, Said]:
 _FAULTS = may_be_told(Cache(0, 1), 1, 1)
 
 
-def some_blocks(before: Device, after: Device) -> list[Device]:
-    """The device with each of the blocks that changed as before or as after (promise P7)."""
-    choices = [(old,) if old == new else (old, new) for old, new in zip(before.blocks, after.blocks, strict=True)]
+def some_blocks(before: Device, after: Device, torn: bool = False) -> list[Device]:
+    """The device with each of the blocks that changed as before or as after (promise P7).
+
+    torn:  also with blocks that were ALLOCATED, and would be, as a write left them that broke half way.
+    """
+    choices = [
+        (old,) if old == new else (old, new, *(_half_written(old, new) if torn else ()))
+        for old, new in zip(before.blocks, after.blocks, strict=True)
+    ]
     return [replace(before, blocks=blocks) for blocks in product(*choices)]
+
+
+def _half_written(old: Block, new: Block) -> Iterator[Block]:
+    if old.state == new.state == State.ALLOCATED:
+        for end in range(1, len(old.data)):
+            yield replace(old, data=new.data[:end] + old.data[end:])
 
 
 def _with_pending(monitors: Monitor, client: int, request: Request) -> Monitor:

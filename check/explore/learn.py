@@ -3,10 +3,12 @@
 A client's local state is the sequence of results that its operations have had in the request at hand. The code is run
 on those results, from the start of the request to its next operation, once for each sequence that is ever reached; so
 millions of interleavings cost some hundreds of runs. The results of each run are those of the first: the code under
-test must be a function of them, and no memory of it may outlive the request outside the operations.
+test must be a function of them, and no memory of it may outlive the request outside the operations. So each is run
+twice: on a subject made for it, and on one that has run all others before.
 
 Shapes:  a node is a number; `op[node]` is what the client does there, or `end[node]` how its request ended;
-         `has_set[node]` says whether it has changed the state of a block on its way there.
+         on its way there, `has_set[node]` says whether it has changed the state of a block, and `failed[node]` with
+         which errnos operations have failed.
 Errors:  Uncontrolled when the same results lead to something else; what the code raised, if it is not an OSError, is an
          end like any other.
 """
@@ -21,7 +23,7 @@ from typing import NamedTuple
 from greenlet import greenlet
 
 from check.explore.seam import Run, Stage
-from check.explore.world import Op, Result
+from check.explore.world import Fault, Op, Result
 from model.device import Reply, Request
 
 # What the code under test warns of is part of thousands of runs: it is not for people to read.
@@ -66,10 +68,13 @@ class Learner:
         self.place: list[tuple[int, int, Request]] = []  # client, which of its requests, and that
         self.is_root: list[bool] = []
         self.has_set: list[bool] = []
+        self.failed: list[frozenset[int]] = []
         self._results: list[tuple[Result, ...]] = []
         self._children: dict[tuple[int, Result], int] = {}
         self._roots: dict[tuple[int, int, Request], int] = {}
         self.runs = 0
+        # Has run everything that was learned so far, as if it were one long life: whatever it remembers shows.
+        self._worn = make()
 
     def root(self, client: int, index: int, request: Request) -> int:
         """Where a client is before its request."""
@@ -88,11 +93,11 @@ class Learner:
         return found
 
     def _node(self, place: tuple[int, int, Request], results: tuple[Result, ...]) -> int:
-        first, second = (self._run(place, results) for _ in range(2))
+        first, second = (self._run(subject, place, results) for subject in (self._make(), self._worn))
         if first != second:
             raise Uncontrolled(
                 f"uncontrolled nondeterminism: {place[2]} after {len(results)} operations "
-                f"went on with {first[-1]}, and in another run with {second[-1]}"
+                f"went on with {first[-1]}, and in another run, after others, with {second[-1]}"
             )
         *ops, last = first
         self._compare(place, results, ops)
@@ -101,6 +106,7 @@ class Learner:
         self.place.append(place)
         self.is_root.append(not results)
         self.has_set.append(any(not isinstance(op, (Returned, Raised)) and op[0] == "set" for op in ops))
+        self.failed.append(frozenset(result.errno for result in results if isinstance(result, Fault)))
         self._results.append(results)
         return len(self.op) - 1
 
@@ -116,10 +122,9 @@ class Learner:
                 )
             node = self._children.get((node, results[at]))
 
-    def _run(self, place: tuple[int, int, Request], results: tuple[Result, ...]) -> list[Op | End]:
+    def _run(self, subject: Subject, place: tuple[int, int, Request], results: tuple[Result, ...]) -> list[Op | End]:
         """The operations of one run on these results, and what comes then."""
         self.runs += 1
-        subject = self._make()
         stage = subject.stage
         client, index, request = place
         stage.run = Run(f"{client}.{index}")
@@ -139,8 +144,11 @@ def ended(execute: Execute, request: Request) -> End:
     try:
         return Returned(execute(request))
     except OSError as error:
-        assert error.errno is not None, f"an OSError without an errno: {error}"
-        return Returned(error.errno)
+        return (
+            Raised(f"{type(error).__name__} without an errno: {error}", "")
+            if error.errno is None
+            else Returned(error.errno)
+        )
     except Exception as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:

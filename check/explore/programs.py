@@ -4,8 +4,9 @@
 
 A bar stands between clients, a semicolon between the requests of one. Offsets and lengths are those of a real device;
 they are explored on one whose blocks have as few bytes as the program tells apart, at least two, so that a block moves
-in parts. That changes nothing: the code under test compares offsets with each other and with block borders, and the map
-keeps their order.
+in parts. That changes nothing for code that compares offsets with each other and with block borders, for the map keeps
+their order. What depends on a number of bytes is out of reach: how much is cached at a time, or is too long to be done
+at once.
 
 Shapes:  a Program's requests are the model's, in small bytes; `Scale` maps them back for people.
 Units:   real bytes in the text, small bytes everywhere else.
@@ -27,6 +28,7 @@ from model.device import Cache, Flush, Read, Request, Status, Trim, Write, Zero
 DEFAULT_BLOCK_SIZE = 64 << 10
 UNITS_MIN = 2  # a block that moves in one piece would hide every torn transfer
 VALUES_MAX = 250
+BLOCK_SIZE_MIN = 512
 
 _REQUEST = re.compile(r"(?P<verb>[a-z]+)(?:\s+(?P<offset>\w+)\+(?P<length>\w+))?(?P<flags>(?:\s+[a-z-]+)*)")
 _FLAGS = {"zero": ("no-hole", "fast")}
@@ -124,6 +126,8 @@ def scale_for(asks: Asks, block_size: int, size: int | None = None) -> Scale:
     """The smallest device on which the program says the same; by default of as many whole blocks as it touches."""
     asked = [ask for client in asks for ask in client if ask.verb in _RANGED]
     furthest = max((ask.end for ask in asked), default=1)
+    if block_size < BLOCK_SIZE_MIN:
+        raise UsageError(f"block size {block_size} is too small to have parts: expected at least {BLOCK_SIZE_MIN}")
     size = -(-furthest // block_size) * block_size if size is None else size
     if furthest > size:
         raise UsageError(f"the program goes up to byte {furthest}, beyond the device's {size}")

@@ -17,13 +17,14 @@ from typing import NamedTuple
 
 from check.explore.judge import LEVELS
 from check.explore.learn import Raised, Returned
-from check.explore.programs import DEFAULT_BLOCK_SIZE, STATES, format_program, make_program, parse_program
+from check.explore.programs import STATES, format_program, make_program, parse_program
 from check.explore.search import DONE, Machine, Move, Question, State, letter
 from check.explore.subjects import KINDS, Kind, Modes
-from check.explore.world import LEFT_MOVERS, Misuse, Op, Outcome, Result, World
+from check.explore.world import Misuse, Op, Outcome, Result, World
 from impl.errors import UsageError
 
-_MOVES = re.compile(r"([A-Z])(?:!(\d+)|(\d+))?")
+_MOVES = re.compile(r"([A-Z])(?:!([0-9]{1,4})|([0-9]{1,6}))?")
+MODES = ("cow-on-read", "cow-on-cache")
 _LETTERS = {state: text for text, state in STATES.items()}
 
 
@@ -83,14 +84,16 @@ def parse_replay(text: str, kinds: dict[str, Kind] | None = None) -> tuple[Quest
         raise UsageError(f"subject {subject!r} is unknown: expected one of {', '.join(kinds or KINDS)}")
     if level not in LEVELS:
         raise UsageError(f"level {level!r} is unknown: expected one of {', '.join(LEVELS)}")
-    if not faults.isdigit() or not re.fullmatch(r"\d+,\d+", sizes):
+    if not re.fullmatch(r"[0-9]", faults) or not re.fullmatch(r"[0-9]{1,15},[0-9]{1,15}", sizes):
         raise UsageError(f"a replay with {faults!r} faults and sizes {sizes!r} cannot be read: expected numbers")
     block_size, size = map(int, sizes.split(","))
-    on = modes.split(",")
+    on = modes.split(",") if modes else []
+    if wrong := set(on) - set(MODES):
+        raise UsageError(f"mode {min(wrong)!r} is unknown: expected {' or '.join(MODES)}")
     return (
         Question(
             found,
-            make_program(parse_program(program), initial, block_size or DEFAULT_BLOCK_SIZE, size),
+            make_program(parse_program(program), initial, block_size, size),
             next(known for known in LEVELS if known == level),
             Modes("cow-on-read" in on, "cow-on-cache" in on),
             int(faults),
@@ -163,6 +166,7 @@ def play(machine: Machine, moves: Sequence[Move]) -> Story:
         if wrong:
             story.append(Wrong(client, wrong))
             break
+    wrong = wrong or machine.waits(state)
     if not wrong and not _can_move(machine, state):
         wrong = machine.at_end(state)
     return Story(story, machine.worlds[state[0]], state[2], wrong)
@@ -181,7 +185,7 @@ def _happenings(machine: Machine, state: State, client: int, choice: int) -> Ite
     if learner.is_root[node]:
         yield Sent(client, index)
     is_first = True
-    while (op := learner.op[node]) is not None and (is_first or op[0] in LEFT_MOVERS):
+    while (op := learner.op[node]) is not None and (is_first or op[0] in machine.question.kind.left_movers):
         try:
             outcomes: list[Outcome] = physics.outcomes(world, client, op)
         except Misuse:

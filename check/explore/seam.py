@@ -258,6 +258,7 @@ class ExploredBase:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """It does not know better than that all is data."""
+        self._stage.perform("extents", offset, length)
         yield Extent(length, hole=False, zero=False)
 
     def prefetch(self, offset: int, length: int) -> None:

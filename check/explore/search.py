@@ -7,7 +7,8 @@ code runs only where the table has a gap.
 Two things are done at once with the operation before them, and lose nothing. A request is answered as soon as its code
 returns, and sent when its first operation is done: earlier answers and later questions only narrow what is allowed. A
 lock is given back as soon as it can be: whatever another client did before could be done after as well (Lipton, 1975).
-So every step of a client is one level deeper, all ways to a state are of one length, and counting them is adding up.
+So every step of a client is one level deeper. Ways to a state may be of different lengths, for who waits takes a step
+more: it is looked at when it is first reached, and again only to count the ways that go on from it.
 
 Errors:  a limit that is reached is a verdict, INCONCLUSIVE, and never "holds".
 """
@@ -18,15 +19,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
+from errno import EIO, ENOSPC, errorcode
 
 from check.explore.judge import Judge, Level, Said
 from check.explore.learn import Learner, Raised, Returned
 from check.explore.programs import Program
 from check.explore.subjects import CHANGES, PLAIN, Kind, Modes
-from check.explore.world import LEFT_MOVERS, Misuse, Physics, World
+from check.explore.world import Misuse, Physics, World
 from model.device import Cache, Flush, Request
 
 DONE = -1
+# What an operation may fail with; no request is told so unless one has.
+INJECTED = (EIO, ENOSPC)
 STATES_MAX = 5_000_000
 # Where a client waits for its range: as one primitive, on the condition of the real lock, or for word from it.
 WAITS_FOR_RANGE = ("granted", "wake", "hear")
@@ -104,7 +108,8 @@ class Machine:
         self.question = question
         self.learner = Learner(lambda: kind.make(disk, question.modes)[0])
         self.judge = Judge(disk, question.level, question.faults > 0, kind.knows_all)
-        self.physics = Physics(disk.base, disk.block_size, kind.disciplined)
+        self.physics = Physics(disk.base, disk.block_size, kind.disciplined, kind.wakes)
+        self._left_movers = kind.left_movers
         self.worlds: list[World] = []
         self._world_ids: dict[World, int] = {}
         self._steps: dict[tuple[int, int], tuple[Step, ...]] = {}
@@ -178,7 +183,7 @@ class Machine:
     def _settle(self, world: World, client: int, node: int, events: list[Event]) -> Step:
         """Give back what can be given back, and answer what is done."""
         wrong = ""
-        while (op := self.learner.op[node]) is not None and op[0] in LEFT_MOVERS and not wrong:
+        while (op := self.learner.op[node]) is not None and op[0] in self._left_movers and not wrong:
             try:
                 [(result, world)] = self.physics.outcomes(world, client, op)
             except Misuse as misuse:
@@ -190,19 +195,22 @@ class Machine:
             wrong = f"{end.what} ({end.where})"
         elif isinstance(end, Returned):
             request = self.learner.place[node][2]
-            if self.physics.disciplined and isinstance(end.reply, int) and not isinstance(request, CHANGES):
-                wrong = self._changed_in_vain(node)
+            if self.physics.disciplined and isinstance(end.reply, int):
+                wrong = self._failed_wrongly(node, end.reply)
             if self.question.kind.is_device:
                 events.append((client, request, end.reply))
             node = DONE
         return Step(self._world(world), node, self._event(tuple(events)), wrong)
 
-    def _changed_in_vain(self, node: int) -> str:
-        """What is wrong with a request that only looks, has failed, and has kept something all the same."""
-        is_copy = isinstance(self.learner.place[node][2], Cache)  # Its copies are what it is for, block by block.
-        if is_copy or not self.learner.has_set[node]:
-            return ""
-        return "a read that failed has changed the state of a block"
+    def _failed_wrongly(self, node: int, told: int) -> str:
+        """What is wrong with how a request failed, if anything is."""
+        request = self.learner.place[node][2]
+        if told in INJECTED and told not in self.learner.failed[node]:
+            return f"a request is told {errorcode[told]}, though nothing has failed so"
+        # A cache's copies are what it is for, block by block; any other that only looks has looked in vain.
+        if self.learner.has_set[node] and not isinstance(request, (*CHANGES, Cache)):
+            return "a read that failed has changed the state of a block"
+        return ""
 
     def judged(self, monitor: int, events: int) -> tuple[int, str]:
         """The monitor after some events, or what is wrong with them."""
@@ -261,6 +269,14 @@ class Machine:
         """Whether the request at a node changes anything."""
         return isinstance(self.learner.place[node][2], CHANGES)
 
+    def waits(self, state: State) -> str:
+        """What is wrong with anybody who cannot move."""
+        world, places, _ = state
+        for client, node in enumerate(places):
+            if node != DONE and not self.steps(world, node) and (wrong := self.waits_for_nobody(client, places)):
+                return wrong
+        return ""
+
     def at_end(self, state: State) -> str:
         """What is wrong when nobody can move; nothing, if all are done and the device holds what it may."""
         world, places, monitor = state
@@ -293,6 +309,8 @@ def search_all(machine: Machine, states_max: int = STATES_MAX, progress: Progres
     started_s = time.monotonic()
     runs_before = machine.learner.runs
     level: dict[State, int] = {machine.first: 1}
+    # Of the states of this level, those that were reached in fewer steps as well: ways go on from them, nothing else.
+    again: set[State] = set()
     parents: dict[State, tuple[State, Move]] = {}
     states, transitions, schedules, depth = 1, 0, 0, 0
     clients = range(len(machine.roots))
@@ -312,8 +330,10 @@ def search_all(machine: Machine, states_max: int = STATES_MAX, progress: Progres
 
     while level:
         below: dict[State, int] = {}
+        again_below: set[State] = set()
         for state, ways in level.items():
             world, places, monitor = state
+            is_new = state not in again
             moved = False
             for client in clients:
                 node = places[client]
@@ -324,7 +344,7 @@ def search_all(machine: Machine, states_max: int = STATES_MAX, progress: Progres
                     return found(Verdict.VIOLATED, Violation(wrong, way(parents, state)))
                 for choice, step in enumerate(steps):
                     moved = True
-                    transitions += 1
+                    transitions += is_new
                     after, wrong = machine.judged(monitor, step.events)
                     wrong = wrong or step.wrong
                     if wrong:
@@ -336,18 +356,21 @@ def search_all(machine: Machine, states_max: int = STATES_MAX, progress: Progres
                         below[new] += ways
                     else:
                         below[new] = ways
-                        parents[new] = (state, (client, choice))
+                        if new in parents:
+                            again_below.add(new)
+                        else:
+                            parents[new] = (state, (client, choice))
             if not moved:
                 if wrong := machine.at_end(state):
                     return found(Verdict.VIOLATED, Violation(wrong, way(parents, state)))
                 schedules += ways
-        states += len(below)
+        states += len(below) - len(again_below)
         depth += bool(below)
         if states > states_max:
             return found(Verdict.INCONCLUSIVE, why=f"more than {states_max} states")
         if progress is not None:
             progress(states, depth)
-        level = below
+        level, again = below, again_below
     return found(Verdict.HOLDS)
 
 

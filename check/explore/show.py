@@ -150,6 +150,7 @@ _WORDS: dict[str, Callable[[Namer, list[object], object], str]] = {
     "get": lambda namer, arguments, result: " is ".join(namer.states(_number(arguments[0]), _number(result))),
     "set": lambda namer, arguments, _: " := ".join(namer.states(_number(arguments[0]), _number(arguments[1]))),
     "base": _from_base,
+    "extents": lambda namer, arguments, _: _from_base(namer, arguments, None).replace("read from", "ask extents of"),
     "ready": lambda _, __, result: f"the base is {'' if result else 'not '}said to be ready",
     "arrive": lambda namer, arguments, _: _locks(namer, arguments, True).replace("lock", "ask for"),
     "inside": lambda *_: "hold it",

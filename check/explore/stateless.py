@@ -26,7 +26,7 @@ from check.explore.judge import Said, at_an_instant, device_of, parts_of, settle
 from check.explore.learn import End, Learner, Raised, Returned, Subject, ended
 from check.explore.seam import Run
 from check.explore.search import DONE, Machine, Move, Question
-from check.explore.world import LEFT_MOVERS, Op, Physics, Result, World
+from check.explore.world import Op, Physics, Result, World
 from model.block import State
 from model.device import Device, Request, contents
 
@@ -99,7 +99,8 @@ class Live:
         self._start = start
         self._learner = learner
         self._subject: Subject = kind.make(disk, question.modes)[0]
-        self._physics = Physics(disk.base, disk.block_size, kind.disciplined)
+        self._physics = Physics(disk.base, disk.block_size, kind.disciplined, kind.wakes)
+        self._left_movers = kind.left_movers
         self.world: World = kind.world(disk, question.modes, question.faults)
         self.calls: list[Call] = []
         self.wrong = ""
@@ -141,7 +142,7 @@ class Live:
             touched.add(SEEN)
         if client.next is not None:
             touched |= self._do(client, client.next, choice)
-        while client.next is not None and client.next[0] in LEFT_MOVERS:
+        while client.next is not None and client.next[0] in self._left_movers:
             touched |= self._do(client, client.next, None)
         if client.end is not None:
             touched.add(SEEN)
@@ -226,7 +227,7 @@ _PLACES: dict[Hashable, tuple[str, bool]] = {
     "hear": ("told", True),
 }
 # Operations that touch nothing that changes.
-_NOWHERE = ("base", "ready", "refused")
+_NOWHERE = ("base", "extents", "ready", "refused")
 
 
 def independent(one: Footprint, other: Footprint) -> bool:

@@ -24,7 +24,7 @@ from check.explore.seam import (
     Stage,
     Told,
 )
-from check.explore.world import HOLE, World, first_world
+from check.explore.world import HOLE, LEFT_MOVERS, World, first_world
 from impl.errors import UsageError
 from impl.overlay.overlay import CacheMode, Overlay, never
 from impl.overlay.rangelock import Held, RangeLock, Ranges
@@ -62,6 +62,9 @@ class Kind:
     waits_for_overlap_only:  whether it promises that a request waits for no request but those that overlap it.
     knows_all:    whether it knows block status, and zeroes with flags.
     gives_back:   whether it promises that only what is ALLOCATED has space, one byte of state for each block.
+    tries:        whether it looks if a range is free without waiting for it: then it can tell whether one is given back
+                  at once or a little later, and that is no longer done with what came before it.
+    wakes:        whether waiting on its conditions may end without reason, for one of the faults that are allowed.
     is_device:    whether it is one, and its answers are to be explained; if not, it only must not do what is forbidden.
     """
 
@@ -73,10 +76,19 @@ class Kind:
     waits_for_overlap_only: bool = False
     knows_all: bool = True
     gives_back: bool = False
+    tries: bool = False
+    wakes: bool = False
     is_device: bool = True
+
+    @property
+    def left_movers(self) -> frozenset[str]:
+        """The operations that are done at once with the one before them."""
+        return LEFT_MOVERS - {"release"} if self.tries else LEFT_MOVERS
 
     def check(self, program: Program) -> None:
         """UsageError for a program with requests that the subject does not know."""
+        if not self.is_device and any(isinstance(request, Flush) for client in program.requests for request in client):
+            raise UsageError(f"{self.name} knows no flush: there is no range to be locked")
         for client in () if self.knows_all else program.requests:
             for request in client:
                 if isinstance(request, Status) or (isinstance(request, Zero) and (request.fast or request.no_hole)):
@@ -164,7 +176,8 @@ def overlay_kind(
         return Subject(stage, lambda request: ask_overlay(overlay, request)), sync.first_values
 
     is_disciplined = disciplined and ranges_class is None
-    return Kind(name, make, meaning, is_disciplined, waits_for_overlap_only=True, gives_back=True)
+    wakes = ranges_class is not None
+    return Kind(name, make, meaning, is_disciplined, waits_for_overlap_only=True, gives_back=True, wakes=wakes)
 
 
 def served_kind(name: str, meaning: str, overlay_class: OverlayClass = Overlay) -> Kind:
@@ -185,7 +198,7 @@ def served_kind(name: str, meaning: str, overlay_class: OverlayClass = Overlay) 
         connection = Connection(overlay, base)
         return Subject(stage, connection.ask), {}
 
-    return Kind(name, make, meaning, disciplined=True, waits_for_overlap_only=True, gives_back=True)
+    return Kind(name, make, meaning, disciplined=True, waits_for_overlap_only=True, gives_back=True, tries=True)
 
 
 RangeLockClass = Callable[[ExploredSync], RangeLock]
@@ -216,7 +229,7 @@ def lock_kind(name: str, meaning: str, lock_class: RangeLockClass) -> Kind:
 
         return Subject(stage, execute), sync.first_values
 
-    return Kind(name, make, meaning, waits_for_overlap_only=True, is_device=False)
+    return Kind(name, make, meaning, waits_for_overlap_only=True, wakes=True, is_device=False)
 
 
 def wait_for_range(stage: Stage, ranges: RangeLock, first: int, last: int, exclusive: bool) -> Held:

@@ -21,6 +21,8 @@ def walk(question: Question, ways: int, seed: int = 0) -> Found:
     for way in range(ways):
         state, moves, wrong = machine.first, [], ""
         while not wrong:
+            if wrong := machine.waits(state):
+                break
             enabled = enabled_moves(machine, state)
             if not enabled:
                 wrong = machine.at_end(state)

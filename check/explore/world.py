@@ -169,11 +169,18 @@ def _inside(_: Physics, world: World, client: int) -> Outcomes:
 # The state map, a byte for each block or two bits; the store; the base.
 
 
+def _need_block(world: World, at: int) -> None:
+    if not 0 <= at < len(world.states):
+        raise Misuse(f"a look for the state of block {at}, which there is not")
+
+
 def _get(_: Physics, world: World, client: int, block: int) -> Outcomes:
+    _need_block(world, block)
     return [(world.states[block], world)]
 
 
 def _set(physics: Physics, world: World, client: int, block: int, state: int) -> Outcomes:
+    _need_block(world, block)
     physics._need_range(world, client, block * physics.block_size, "a change of the state")
     return [(None, replace(world, states=_with(world.states, block, state)))]
 
@@ -184,10 +191,10 @@ def _read(physics: Physics, world: World, client: int, at: int) -> Outcomes:
 
 
 def _write(physics: Physics, world: World, client: int, at: int, value: int) -> Outcomes:
-    """Only where there is no space yet can it fail: what has its space can be written over."""
+    """Only where there is no space yet can that run out: what has its space can be written over, or break."""
     physics._need_range(world, client, at, "a write")
     done: Outcome = (None, replace(world, store=_with(world.store, at, value)))
-    return [done, *(_faulty(world, errno.ENOSPC) if world.store[at] == HOLE else [])]
+    return [done, *(_faulty(world, errno.ENOSPC) if world.store[at] == HOLE else []), *_faulty(world, errno.EIO)]
 
 
 def _punch(physics: Physics, world: World, client: int, at: int) -> Outcomes:
@@ -203,6 +210,13 @@ def _base(physics: Physics, world: World, client: int, offset: int, length: int)
     if physics.disciplined and held:
         raise Misuse("a read of the base under a lock")
     return [(physics.base[offset : offset + length], world), *_faulty(world, errno.EIO)]
+
+
+def _extents(physics: Physics, world: World, client: int, offset: int, length: int) -> Outcomes:
+    """The base is asked what it consists of: all of it data."""
+    if physics.disciplined and any(hold.client == client for hold in world.queue):
+        raise Misuse("a look at the base's extents under a lock")
+    return [(None, world)]
 
 
 def _ready(_: Physics, world: World, client: int) -> Outcomes:
@@ -294,6 +308,7 @@ _EFFECTS: dict[Hashable, Callable[..., Outcomes]] = {
     "punch": _punch,
     "base": _base,
     "ready": _ready,
+    "extents": _extents,
     "lock": _lock,
     "unlock": _unlock,
     "wait": _wait,
