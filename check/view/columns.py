@@ -52,7 +52,7 @@ def columns(history: History) -> dict[str, object]:
         "origin": str(origin),
         "client": [clients.index(each) for each in history.client],
         "id": [each if abs(each) <= EXACT_MAX else str(each) for each in history.id],
-        "op": [OPS.index(each) for each in history.op],  # type: ignore[arg-type]
+        "op": [OPS.index(each) for each in history.op],
         "offset": history.offset,
         "length": history.length,
         "call": [later - earlier for earlier, later in pairwise([origin, *history.call])],
@@ -101,8 +101,6 @@ def _refuse_what_is_not_exact(history: History) -> None:
     """A picture that is off by a byte or a nanosecond would lie where it matters."""
     times = [*history.call, *(ret for ret in history.ret if ret != NEVER)]
     if times and max(times) - min(times) > EXACT_MAX:
-        raise UsageError(
-            f"the history takes {max(times) - min(times)} from its first event to its last; a page shows {EXACT_MAX} at most"
-        )
+        raise UsageError(f"the history's times are {max(times) - min(times)} apart; a page shows {EXACT_MAX} at most")
     if history.size > EXACT_MAX:
         raise UsageError(f"the device has {history.size} bytes; a page shows {EXACT_MAX} at most")

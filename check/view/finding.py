@@ -131,7 +131,7 @@ def last_time(history: History) -> int:
 
 
 def around(history: History, finding: Finding, margin: int = 3) -> list[int]:
-    """The conflict, and of the requests to the same bytes a few before and behind each of its own: what is cropped to."""
+    """What is cropped to: the conflict, and a few requests to the same bytes before and behind each of its own."""
     if not finding.conflict:
         return []
     touching = [index for index in range(len(history)) if _touches(history, index, finding)]

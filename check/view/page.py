@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from typing import Literal
 
 from check.view.columns import columns
 from check.view.finding import NOT_LINEARIZABLE, Chain, Finding, Partial, Range, around, points
@@ -30,13 +31,17 @@ LISTED_MAX = 40
 CHAINED_MAX = 1_000_000
 
 
+Unit = Literal["ns", "step"]
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that a request did on its way. `is_wrong`: here it went wrong."""
+    """Something that a request did on its way. `is_end`: its first or last step. `is_wrong`: here it went wrong."""
 
     request: int
     at: int
     text: str
+    is_end: bool = False
     is_wrong: bool = False
 
 
@@ -47,6 +52,8 @@ class Picture:
     title:  what it is, such as the file's name
     steps:  what each request did, where that is known
     notes:  lines for people, below the verdict
+    unit:   of the history's times: nanoseconds, or steps that were counted
+    facts:  how much there is of what; by default counted here
     """
 
     title: str
@@ -54,6 +61,8 @@ class Picture:
     finding: Finding
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    unit: Unit = "ns"
+    facts: str = ""
 
 
 def page(picture: Picture) -> str:
@@ -69,7 +78,7 @@ def page(picture: Picture) -> str:
             "verdict": escape(picture.finding.verdict),
             "kind": picture.finding.verdict.replace(" ", "-"),
             "words": escape(picture.finding.words),
-            "facts": escape(_facts(picture)),
+            "facts": escape(picture.facts or _facts(picture)),
             "why": "\n".join(_why(picture)),
             "data": _json(_data(picture)),
         },
@@ -102,6 +111,7 @@ def _data(picture: Picture) -> dict[str, object]:
     return {
         "device": {"size": history.size, "block_size": history.block_size, "granule": history.granule},
         "requests": columns(history),
+        "unit": picture.unit,
         "verdict": finding.verdict,
         "where": _range(finding.where),
         "conflict": list(finding.conflict),
@@ -131,7 +141,10 @@ def _chain(history: History, chain: Chain, origin: int) -> dict[str, object]:
     return {
         "range": _range(chain.range),
         "order": list(chain.requests),
-        "points": [point - history.call[each] for each, point in zip(chain.requests, points(history, chain.requests), strict=True)],
+        "points": [
+            point - history.call[each]
+            for each, point in zip(chain.requests, points(history, chain.requests), strict=True)
+        ],
     }
 
 
@@ -168,12 +181,17 @@ def _why(picture: Picture) -> Iterable[str]:
     history, finding = picture.history, picture.finding
     if picture.notes:
         yield f"<pre>{escape(chr(10).join(picture.notes))}</pre>"
+    if picture.steps:
+        yield "<h3>Step by step</h3>"
+        yield from _steps(picture)
     if finding.conflict:
         yield "<h3>The requests that no order explains</h3>"
         yield from _table(history, finding.conflict)
     if finding.edges:
         yield "<h3>What has to come first</h3>"
-        lines = [f"{_name(history, each.before)} before {_name(history, each.after)}: {each.why}" for each in finding.edges]
+        lines = [
+            f"{_name(history, each.before)} before {_name(history, each.after)}: {each.why}" for each in finding.edges
+        ]
         yield from _list(lines)
     if finding.partials:
         yield f"<h3>{'The longest order' if len(finding.partials) == 1 else 'The longest orders'}</h3>"
@@ -184,9 +202,6 @@ def _why(picture: Picture) -> Iterable[str]:
         if longest.range is not None:
             yield f"<p>Of bytes {longest.range.offset} to {longest.range.end - 1}; others have their own.</p>"
         yield from _table(history, longest.requests)
-    if picture.steps:
-        yield "<h3>Step by step</h3>"
-        yield from _steps(picture)
 
 
 HEADS = ("request", "what", "bytes", "value", "outcome")
@@ -198,11 +213,9 @@ def _table(history: History, requests: Sequence[int]) -> Iterable[str]:
     for index in requests[:LISTED_MAX]:
         each = history.operation(index)
         where = f"{format_size(each.offset)}+{format_size(each.length)}" if each.op in RANGED else ""
-        cells = (each.op, where, _value(each.value), _outcome(each))
         yield (
-            f'<tr data-request="{index}"><th scope="row">{escape(_name(history, index))}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-            + "</tr>"
+            f'<tr data-request="{index}"><th scope="row">{escape(_name(history, index))}</th><td>{each.op}</td>'
+            f'<td>{where}</td><td class="value">{escape(_value(each.value))}</td><td>{escape(_outcome(each))}</td></tr>'
         )
     yield "</tbody></table>"
     if len(requests) > LISTED_MAX:
@@ -243,13 +256,13 @@ def _partial(history: History, partial: Partial) -> str:
 def _steps(picture: Picture) -> Iterable[str]:
     """A column for each client, as reviews write it."""
     history = picture.history
-    clients = list(dict.fromkeys(history.client))
+    clients = list(dict.fromkeys(history.client[step.request] for step in picture.steps))
     yield '<table class="steps"><thead><tr><th scope="col">step</th>'
     yield "".join(f'<th scope="col">{escape(client)}</th>' for client in clients) + "</tr></thead><tbody>"
     for at, step in enumerate(picture.steps):
         column = clients.index(history.client[step.request])
         cells = ["<td></td>"] * len(clients)
         cells[column] = f"<td>{escape(step.text)}</td>"
-        wrong = ' class="wrong"' if step.is_wrong else ""
-        yield f'<tr data-step="{at}"{wrong}><th scope="row">{at + 1}</th>{"".join(cells)}</tr>'
+        kind = "wrong" if step.is_wrong else "ends" if step.is_end else "within"
+        yield f'<tr data-step="{at}" class="{kind}"><th scope="row">{at + 1}</th>{"".join(cells)}</tr>'
     yield "</tbody></table>"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from check.view.finding import Finding, Partial, Range, Refusal
 from model.history import BASE, NOT_DONE, OK, TORN, ZERO, History, Operation
@@ -100,9 +101,7 @@ class _Search:
     def _candidates(self, place: _Place) -> list[int]:
         """The requests that real time allows to be next."""
         return [
-            at
-            for at, before in enumerate(self._before)
-            if not place.placed >> at & 1 and before & ~place.placed == 0
+            at for at, before in enumerate(self._before) if not place.placed >> at & 1 and before & ~place.placed == 0
         ]
 
     def _apply(self, at: int, contents: Contents) -> Contents | None:
@@ -168,7 +167,7 @@ def _stretches(
     for operation, runs in zip(operations, reads, strict=True):
         borders |= {operation.offset, operation.offset + operation.length, *(start for start, _, _ in runs)}
     inside = sorted(each for each in borders if where.offset <= each <= where.end)
-    return [Range(start, end - start) for start, end in zip(inside, inside[1:], strict=False)]
+    return [Range(start, end - start) for start, end in pairwise(inside)]
 
 
 def _covers(operation: Operation, stretch: Range) -> bool:

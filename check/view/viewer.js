@@ -5,7 +5,8 @@
    time), pixels are where the window shows it. Nothing here asks anything of a network. */
 (() => {
   const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_PX = 8, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
-  const LANE_MIN_PX = 18, LANE_MAX_PX = 34, STEPPED_LANE_PX = 56, POINTS_MAX = 1500, BLOCKS_MAX = 512, OPENED = 40;
+  const LANE_MIN_PX = 18, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
+  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, TEXT_SHARE = 0.4, TEXT_MIN_SECTION_PX = 200;
   const CHANGES = new Set(["write", "zero", "trim"]);
   const SHORT = { read: "R", write: "W", zero: "Z", trim: "T", cache: "C", flush: "F", status: "S" };
   const UNRANGED = new Set(["flush"]);
@@ -127,7 +128,7 @@
   }
 
   function timeText(time, step = 0) {
-    if (data.unit === "step") return `${time}`;
+    if (data.unit === "step") return `${trimmed((time + Number(data.requests.origin)).toFixed(1))}`;
     const size = Math.max(Math.abs(time), step);
     const [scale, unit] = size >= 1e9 ? [1e9, "s"] : size >= 1e6 ? [1e6, "ms"] : size >= 1e3 ? [1e3, "µs"] : [1, "ns"];
     const digits = step ? Math.max(0, Math.min(9, Math.ceil(-Math.log10(step / scale)))) : 9;
@@ -146,9 +147,10 @@
   function labels(i) {
     const error = isFailed(i) ? ` ${outcome(i)}` : "";
     const kind = op(i), value = valueText(i), where = rangeText(i);
-    const said = value ? (kind === "read" ? `${kind} → ${value}` : `${kind} ${value}`) : kind;
-    const short = value && runs(i).length === 1 ? value : SHORT[kind];
-    return [`${said}  ${where}${error}`, `${said}${error}`, `${SHORT[kind]} ${value || where}${error}`, short, SHORT[kind]];
+    const names = [...new Set(runs(i).map(([name]) => name))].join(", "), arrow = kind === "read" ? "→ " : "";
+    const said = (what) => (what ? `${kind} ${arrow}${what}` : kind);
+    return [`${said(value)}  ${where}${error}`, `${said(names)}  ${where}${error}`, `${said(names)}${error}`,
+      `${SHORT[kind]} ${names}${error}`.trim(), names || kind, SHORT[kind]];
   }
 
   // The layout: which requests are shown, in which lane of which row, and where each event has its place.
@@ -199,7 +201,8 @@
     const chain = chainShown(isShown);
     const place = state.mode === "time" ? (time) => time : ranks(shown, chain);
     const x0 = new Float64Array(requests.count), x1 = new Float64Array(requests.count);
-    for (const i of shown) { x0[i] = place(requests.call[i]); x1[i] = place(requests.ret[i]); }
+    const room = data.unit === "step" ? 0.42 : 0;  // a step at a bar's end is inside of it
+    for (const i of shown) { x0[i] = place(requests.call[i]) - room; x1[i] = place(requests.ret[i]) + room; }
     const result = { shown, isShown, rows, lanes, laneOf, chain, place, x0, x1, spans: data.spans };
     result.pointX = chain ? pointPlaces(chain, result) : [];
     result.first = shown.length ? x0[shown[0]] : 0;
@@ -220,8 +223,32 @@
     return { order, points, numbers, refused: chain.refused.filter(([i]) => isShown[i]) };
   }
 
-  /* Every time at which something shown happens gets the same room; times between two of them lie between. */
+  /* Each time at which something shown happens gets some room, and each request enough for what its bar says; times
+     between two of them lie between. */
   function ranks(shown, chain) {
+    const distinct = distinctTimes(shown, chain), count = distinct.length;
+    const places = new Float64Array(count);
+    const ended = shown.filter((i) => !isPending(i)).sort((a, b) => requests.ret[a] - requests.ret[b]);
+    let next = 0;
+    for (let at = 0; at < count; at++) {
+      places[at] = at ? places[at - 1] + 1 : 0;
+      for (; next < ended.length && requests.ret[ended[next]] === distinct[at]; next++) {
+        const i = ended[next], call = lowerBound(distinct, requests.call[i]);
+        if (call < at) places[at] = Math.max(places[at], places[call] + placesForLabel(i));
+      }
+    }
+    const rank = (time) => {
+      const low = lowerBound(distinct, time);
+      if (low === count) return count ? places[count - 1] + 0.5 : 0;
+      if (distinct[low] === time) return places[low];
+      if (low === 0) return -0.5;
+      const share = (time - distinct[low - 1]) / (distinct[low] - distinct[low - 1]);
+      return places[low - 1] + share * (places[low] - places[low - 1]);
+    };
+    return Object.assign(rank, { distinct, places });
+  }
+
+  function distinctTimes(shown, chain) {
     const times = new Float64Array(shown.length * 2 + (chain ? chain.points.length : 0) + data.steps.at.length);
     let at = 0;
     for (const i of shown) { times[at++] = requests.call[i]; times[at++] = requests.ret[i]; }
@@ -230,17 +257,10 @@
     times.sort();
     let count = 0;
     for (let each = 0; each < at; each++) if (each === 0 || times[each] !== times[count - 1]) times[count++] = times[each];
-    const distinct = times.subarray(0, count);
-    const rank = (time) => {
-      const low = lowerBound(distinct, time);
-      if (low === 0) return count && distinct[0] === time ? 0 : -0.5;
-      if (low === count) return count - 0.5;
-      if (distinct[low] === time) return low;
-      return low - 1 + (time - distinct[low - 1]) / (distinct[low] - distinct[low - 1]);
-    };
-    rank.distinct = distinct;
-    return rank;
+    return times.subarray(0, count);
   }
+
+  function placesForLabel(i) { return Math.min(LABEL_MAX_PX, labels(i)[2].length * theme.charPx + 16) / UNIT_PX; }
 
   /* Points at one instant are drawn a little apart, so that their order shows. */
   function pointPlaces(chain, { place, x1 }) {
@@ -272,13 +292,15 @@
     ask();
   }
 
-  /* Heights: lanes are as high as there is room for, within limits. */
+  /* Heights: lanes are as high as there is room for, within limits; below the picture there is room for the text. */
   function measure() {
-    const width = canvas.clientWidth, height = canvas.clientHeight;
+    const whole = $("left").clientHeight - OVERVIEW_PX;
     layout.top = AXIS_PX + layout.spans.length * SPAN_PX + (layout.spans.length ? 6 : 0);
-    const room = height - layout.top - layout.rows.length * (ROW_PAD_PX + 1);
-    const most = data.steps.at.length ? STEPPED_LANE_PX : LANE_MAX_PX;
-    layout.laneHeight = Math.max(LANE_MIN_PX, Math.min(most, Math.floor(room / Math.max(1, layout.lanes.length))));
+    const most = whole - Math.max(TEXT_MIN_SECTION_PX, whole * TEXT_SHARE);
+    const room = most - layout.top - layout.rows.length * ROW_PAD_PX;
+    const roomy = data.steps.at.length ? STEPPED_LANE_PX : LANE_MAX_PX;
+    layout.laneHeight = Math.max(LANE_MIN_PX, Math.min(roomy, Math.floor(room / Math.max(1, layout.lanes.length))));
+    layout.isRoomy = layout.laneHeight >= LANE_ROOMY_PX;
     let y = 0;
     for (const row of layout.rows) {
       row.y = y;
@@ -287,7 +309,8 @@
     }
     for (const lane of layout.lanes) lane.y = layout.rows[lane.row].y + ROW_PAD_PX / 2 + lane.lane * layout.laneHeight;
     layout.height = y;
-    layout.width = width;
+    canvas.style.height = `${Math.max(120, Math.min(most, layout.top + y))}px`;
+    layout.width = canvas.clientWidth;
     layout.left = gutter();
   }
 
@@ -328,7 +351,7 @@
     state.from = Math.max(first, Math.min(state.from, last - span));
     state.to = state.from + span;
     if (state.to > last) { state.to = last; state.from = last - span; }
-    state.top = Math.max(0, Math.min(state.top, layout.height - (canvas.clientHeight - layout.top) + 8));
+    state.top = Math.max(0, Math.min(state.top, layout.height - (canvas.clientHeight - layout.top)));
   }
 
   function zoom(factor, pixel = layout.left + (layout.width - layout.left) / 2) {
@@ -482,13 +505,13 @@
   }
 
   function ticks() {
-    const count = Math.max(2, Math.floor((layout.width - layout.left) / 130));
-    if (state.mode === "time") return evenTicks(count);
-    const distinct = layout.place.distinct;
-    const first = Math.max(0, Math.ceil(state.from)), last = Math.min(distinct.length - 1, Math.floor(state.to));
-    const step = Math.max(1, Math.ceil((last - first + 1) / count));
-    const found = [];
-    for (let at = Math.ceil(first / step) * step; at <= last; at += step) found.push([at, timeText(distinct[at])]);
+    if (state.mode === "time") return evenTicks(Math.max(2, Math.floor((layout.width - layout.left) / 130)));
+    const { distinct, places } = layout.place, found = [];
+    let at = lowerBound(places, state.from);
+    while (at < places.length && places[at] <= state.to) {
+      found.push([places[at], timeText(distinct[at])]);
+      at = Math.max(at + 1, lowerBound(places, places[at] + 110 / pixelsPerPlace()));
+    }
     return found;
   }
 
@@ -542,7 +565,7 @@
 
   function drawSpan(name, first, last, y) {
     const holds = first < last, left = toPixel(layout.place(Math.min(first, last))), right = toPixel(layout.place(Math.max(first, last)));
-    const text = holds ? `must be ${name} from here to there` : `${name} is there at some instant`;
+    const texts = holds ? [`must be ${name} from here to there`, `must be ${name}`, name] : [`${name} is there at some instant`, name];
     pen.fillStyle = theme.dangerSoft;
     pen.strokeStyle = theme.danger;
     pen.lineWidth = 1.5;
@@ -555,7 +578,9 @@
     pen.fillStyle = theme.danger;
     pen.font = `11px ${theme.ui}`;
     const start = Math.max(left, layout.left) + 8, width = Math.min(right, layout.width) - start - 6;
-    if (width > 40) pen.fillText(fitted(text, width), start, y + SPAN_PX / 2);
+    const text = texts.find((each) => pen.measureText(each).width <= width);
+    if (text) pen.fillText(text, start, y + SPAN_PX / 2 - 0.5);
+    else if (right > layout.left) pen.fillText(texts[0], Math.max(right, layout.left) + 7, y + SPAN_PX / 2 - 0.5);
   }
 
   /* Where two values would have to be there at one time: this is what cannot be. */
@@ -670,18 +695,17 @@
   }
 
   function drawLabel(i, x, y, width, height) {
-    const left = Math.max(x, layout.left) + 7, room = Math.min(x + width, layout.width) - left - 5;
+    const left = Math.max(x, layout.left) + 7, room = Math.min(x + width, layout.width) - left - 5 - (isCrossedAbove(i) ? 24 : 0);
     if (room < TEXT_MIN_PX - 18) return;
     const chars = Math.floor(room / theme.charPx);
     const texts = labels(i);
-    let text = texts.find((each) => each.length <= chars);
-    if (!text && chars >= 5) text = `${texts[2].slice(0, chars - 1)}…`;
+    const cutText = chars >= 4 && texts[3].length > chars ? `${texts[3].slice(0, chars - 1)}…` : "";
+    const text = texts.slice(0, 4).find((each) => each.length <= chars) || cutText || texts.slice(4).find((each) => each.length <= chars);
     if (!text) return;
     pen.font = `12px ${theme.mono}`;
     pen.textBaseline = "middle";
     pen.fillStyle = theme.text;
-    const stepped = stepsOf.has(i);
-    pen.fillText(text, left, stepped ? y + 13 : y + (height - 4) / 2 + 0.5);
+    pen.fillText(text, left, layout.isRoomy ? y + 13 : y + (height - 4) / 2 + 0.5);
   }
 
   // Steps of a request, as ticks with their number.
@@ -752,21 +776,24 @@
     for (const [i] of chain.refused) drawRefused(i);
   }
 
+  /* Below what the bar says, where there is room for both. */
+  function pointY(rect) { return layout.isRoomy ? rect.y + (stepsOf.size ? 14 : 29) : rect.y + rect.height - 3; }
+
   function drawPoints(chain, first, end) {
     const spots = [];
     for (let at = first; at < end; at++) {
       const rect = rectOf(chain.order[at]);
       const x = Math.max(rect.x + 1, Math.min(toPixel(layout.pointX[at]), rect.x + rect.width - 1));
-      spots.push([x, rect.y + rect.height / 2 - 2, chain.numbers[at]]);
+      spots.push([x, pointY(rect), chain.numbers[at]]);
     }
     pen.strokeStyle = theme.order;
     pen.lineWidth = 1.25;
-    pen.globalAlpha = 0.55;
+    pen.globalAlpha = 0.4;
     pen.beginPath();
     spots.forEach(([x, y], at) => (at ? pen.lineTo(x, y) : pen.moveTo(x, y)));
     pen.stroke();
     pen.globalAlpha = 1;
-    const numbered = spots.length * 34 < layout.width - layout.left;
+    const numbered = layout.isRoomy && spots.length * 40 < layout.width - layout.left;
     for (const [x, y, number] of spots) drawPoint(x, y, numbered ? `${number}` : "");
   }
 
@@ -775,7 +802,7 @@
     pen.strokeStyle = theme.surface;
     pen.lineWidth = 1.5;
     pen.beginPath();
-    pen.arc(x, y, text ? (text.length > 2 ? 12 : 9) : 4, 0, 2 * Math.PI);
+    pen.arc(x, y, text ? (text.length > 2 ? 12 : 8.5) : 3.5, 0, 2 * Math.PI);
     pen.fill();
     pen.stroke();
     if (!text) return;
@@ -788,7 +815,15 @@
   }
 
   function drawRefused(i) {
-    const rect = cut(rectOf(i)), x = rect.x + rect.width - 14, y = rect.y + rect.height / 2 - 2;
+    const rect = cut(rectOf(i)), x = rect.x + Math.min(14, rect.width / 2), y = layout.isRoomy ? rect.y + (stepsOf.size ? 36 : 29) : rect.y + rect.height / 2 - 2;
+    if (isCrossedAbove(i)) return drawCross(rect.x + rect.width - 14, rect.y + 14);
+    return drawCross(x, y);
+  }
+
+  /* Whether the cross of a refused request stands beside what the bar says, as its steps are below. */
+  function isCrossedAbove(i) { return stepsOf.has(i) && layout.chain !== null && layout.chain.refused.some(([each]) => each === i); }
+
+  function drawCross(x, y) {
     pen.fillStyle = theme.danger;
     pen.strokeStyle = theme.surface;
     pen.lineWidth = 1.5;
@@ -1100,12 +1135,14 @@
     $("block").append(option(-1, "all"), ...blocks.map(([block, count]) => option(block, `${block} (${count.toLocaleString("en")})`)));
     $("order").append(option(-1, "none"), ...chains.slice(0, BLOCKS_MAX).map((chain, at) => option(at, chain.name)));
     $("order-group").hidden = !chains.length;
-    $("crop-group").hidden = $("violation").hidden = !data.around.length;
+    $("crop-group").hidden = !data.around.length || data.around.length === requests.count;
+    $("axis-group").hidden = data.unit === "step";
   }
 
   function pressed(id, isPressed) { $(id).setAttribute("aria-pressed", String(isPressed)); }
 
   function syncControls() {
+    $("violation").hidden = !data.conflict.length || state.cropped;
     pressed("crop", state.cropped);
     pressed("all", !state.cropped);
     pressed("by-order", state.mode === "order");
@@ -1162,7 +1199,9 @@
   }
 
   function setCropped(isCropped) {
-    if (!data.around.length || state.cropped === isCropped) return;
+    if (!data.around.length) return;
+    if (state.cropped && isCropped) { goToConflict(); return; }
+    if (state.cropped === isCropped) return;
     state.cropped = isCropped;
     changed();
     if (!isCropped) show(data.conflict);
@@ -1340,7 +1379,13 @@
     on("theme", "click", toggleTheme);
     on("help", "click", toggleHelp);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", themeChanged);
-    new ResizeObserver(() => { measure(); clampView(); draw(); }).observe(canvas);
+    new ResizeObserver(() => { measure(); clampView(); draw(); }).observe($("left"));
+  }
+
+  /* What stands in the way of every order, if anything does. */
+  function firstSelected() {
+    const refused = layout.chain ? layout.chain.refused : [];
+    return refused.length ? refused[0][0] : data.conflict.length ? data.conflict[data.conflict.length - 1] : -1;
   }
 
   /* Where it opens: at the conflict; else at all there is, or where it begins if that is much. */
@@ -1355,6 +1400,7 @@
     [state.from, state.to] = extent();
     if (!state.cropped && layout.shown.length > 4 * OPENED) show(layout.shown.slice(0, OPENED));
     clampView();
+    select(firstSelected());
     draw();
     listen();
   }
