@@ -32,7 +32,7 @@ class Cluster:
     def first_response(self, history: History) -> int:
         """When it was there, for sure."""
         if self.name == BASE:
-            return min(history.call)
+            return min(history.call) - 1
         return min(history.ret[each] for each in self._all())
 
     def last_call(self, history: History) -> int:
@@ -132,7 +132,7 @@ def _shortest(requests: Sequence[int], edges: Edges) -> tuple[Edge, ...]:
 
 def _way_back(start: int, requests: Sequence[int], edges: Edges) -> tuple[int, ...]:
     """Breadth first."""
-    ways = {start: (start,)}
+    ways: dict[int, tuple[int, ...]] = {start: (start,)}
     for each in (todo := [start]):
         for other in requests:
             if (each, other) not in edges:

@@ -5,8 +5,8 @@
    time), pixels are where the window shows it. Nothing here asks anything of a network. */
 (() => {
   const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_PX = 8, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
-  const LANE_MIN_PX = 18, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
-  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, TEXT_SHARE = 0.4, TEXT_MIN_SECTION_PX = 200;
+  const LANE_MIN_PX = 20, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
+  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, LINES_MAX = 60;
   const CHANGES = new Set(["write", "zero", "trim"]);
   const SHORT = { read: "R", write: "W", zero: "Z", trim: "T", cache: "C", flush: "F", status: "S" };
   const UNRANGED = new Set(["flush"]);
@@ -296,7 +296,8 @@
   function measure() {
     const whole = $("left").clientHeight - OVERVIEW_PX;
     layout.top = AXIS_PX + layout.spans.length * SPAN_PX + (layout.spans.length ? 6 : 0);
-    const most = whole - Math.max(TEXT_MIN_SECTION_PX, whole * TEXT_SHARE);
+    const share = conflict.size || data.steps.at.length ? BELOW_SHARE : BELOW_SHARE_FINE;
+    const most = whole - Math.max(BELOW_MIN_PX, whole * share);
     const room = most - layout.top - layout.rows.length * ROW_PAD_PX;
     const roomy = data.steps.at.length ? STEPPED_LANE_PX : LANE_MAX_PX;
     layout.laneHeight = Math.max(LANE_MIN_PX, Math.min(roomy, Math.floor(room / Math.max(1, layout.lanes.length))));
@@ -460,7 +461,20 @@
     });
     drawAxis();
     drawSpans();
+    drawScrollbar();
     drawOverview();
+  }
+
+  /* How much there is above and below, where not all rows have room. */
+  function drawScrollbar() {
+    const room = canvas.clientHeight - layout.top;
+    if (layout.height <= room + 1) return;
+    pen.fillStyle = theme.muted;
+    pen.globalAlpha = 0.5;
+    pen.beginPath();
+    pen.roundRect(layout.width - 7, layout.top + (state.top / layout.height) * room, 5, (room / layout.height) * room, 2.5);
+    pen.fill();
+    pen.globalAlpha = 1;
   }
 
   function clipped(x, y, width, height, inside) {
@@ -788,7 +802,7 @@
     }
     pen.strokeStyle = theme.order;
     pen.lineWidth = 1.25;
-    pen.globalAlpha = 0.4;
+    pen.globalAlpha = spots.length <= LINES_MAX ? 0.4 : 0.15;
     pen.beginPath();
     spots.forEach(([x, y], at) => (at ? pen.lineTo(x, y) : pen.moveTo(x, y)));
     pen.stroke();
@@ -1314,6 +1328,7 @@
     const unit = event.deltaMode === 1 ? 16 : 1;
     if (event.shiftKey) return pan((event.deltaX || event.deltaY) * unit);
     if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) return pan(event.deltaX * unit);
+    if (event.offsetX < layout.left) return pan(0, event.deltaY * unit);
     return zoom(Math.exp(-event.deltaY * unit * 0.0016), event.offsetX);
   }
 
