@@ -131,10 +131,15 @@ def last_time(history: History) -> int:
 
 
 def around(history: History, finding: Finding, margin: int = 3) -> list[int]:
-    """What is cropped to: the conflict, and a few requests to the same bytes before and behind each of its own."""
+    """What is cropped to: the conflict, and a few requests to the same blocks before and behind each of its own.
+
+    To the same blocks, because what harmed some bytes of a block is often a request to others of it.
+    """
     if not finding.conflict:
         return []
-    touching = [index for index in range(len(history)) if _touches(history, index, finding)]
+    places = [finding.where] if finding.where is not None else [_range(history, each) for each in finding.conflict]
+    blocks = [_whole_blocks(each, history.block_size) for each in places]
+    touching = [index for index in range(len(history)) if any(_meet(_range(history, index), each) for each in blocks)]
     touching.sort(key=lambda index: (history.call[index], index))
     place = {index: at for at, index in enumerate(touching)}
     chosen = set(finding.conflict)
@@ -145,11 +150,14 @@ def around(history: History, finding: Finding, margin: int = 3) -> list[int]:
     return sorted(chosen)
 
 
-def _touches(history: History, index: int, finding: Finding) -> bool:
-    """Whether a request has bytes in common with the place of the conflict, or with one of its requests."""
-    start, end = history.offset[index], history.offset[index] + history.length[index]
-    if finding.where is not None:
-        return start < finding.where.end and finding.where.offset < end
-    return any(
-        start < history.offset[each] + history.length[each] and history.offset[each] < end for each in finding.conflict
-    )
+def _range(history: History, index: int) -> Range:
+    return Range(history.offset[index], history.length[index])
+
+
+def _whole_blocks(each: Range, block_size: int) -> Range:
+    start = each.offset // block_size * block_size
+    return Range(start, -(-each.end // block_size) * block_size - start)
+
+
+def _meet(one: Range, other: Range) -> bool:
+    return one.offset < other.end and other.offset < one.end

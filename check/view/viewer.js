@@ -340,7 +340,8 @@
   }
 
   function extent() {
-    const room = Math.max((layout.last - layout.first) * 0.03, state.mode === "order" ? 0.8 : 1);
+    const share = (layout.last - layout.first) * 0.03;
+    const room = state.mode === "order" ? Math.max(0.8, Math.min(share, 2)) : Math.max(share, 1);
     return [layout.first - room, layout.last + room];
   }
 
@@ -714,7 +715,7 @@
     const chars = Math.floor(room / theme.charPx);
     const texts = labels(i);
     const cutText = chars >= 4 && texts[3].length > chars ? `${texts[3].slice(0, chars - 1)}…` : "";
-    const text = texts.slice(0, 4).find((each) => each.length <= chars) || cutText || texts.slice(4).find((each) => each.length <= chars);
+    const text = texts.slice(0, 4).concat(texts[4]).find((each) => each.length <= chars) || cutText || texts.slice(4).find((each) => each.length <= chars);
     if (!text) return;
     pen.font = `12px ${theme.mono}`;
     pen.textBaseline = "middle";
@@ -1014,7 +1015,9 @@
     const box = $("selected");
     box.replaceChildren();
     if (i < 0) {
-      box.append(made("p", "Click a request, or go from one to the next with n and p.", "hint"));
+      const hint = made("p", "Click a request, or go from one to the next with ", "hint");
+      hint.append(made("kbd", "n"), " and ", made("kbd", "p"), ".");
+      box.append(hint);
       return;
     }
     box.append(made("p", nameOf(i), "name"));
@@ -1413,7 +1416,7 @@
     syncControls();
     $("nothing").hidden = layout.shown.length > 0;
     [state.from, state.to] = extent();
-    if (!state.cropped && layout.shown.length > 4 * OPENED) show(layout.shown.slice(0, OPENED));
+    if (!state.cropped && layout.shown.length > OPENED) state.to = state.from + (layout.width - layout.left) / UNIT_PX;
     clampView();
     select(firstSelected());
     draw();
