@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from mmap import mmap
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -106,7 +107,7 @@ class Attribution:
     unstamped:  who wrote what has no stamp, where the base is not known
     """
 
-    def __init__(self, run: int | None = None, base: bytes | None = None, unstamped: str = BASE) -> None:
+    def __init__(self, run: int | None = None, base: bytes | mmap | None = None, unstamped: str = BASE) -> None:
         self._run = run
         self._base = base
         self._unstamped = unstamped
