@@ -35,6 +35,7 @@ _STAMP = struct.Struct(">8sIIIQI")  # and the checksum of those
 _CHECKSUM = struct.Struct(">I")
 _COPIES: Final = GRANULE // _STAMP.size
 _NOTHING: Final = bytes(GRANULE)
+_FEW: Final = bytes(16)  # looked for rather than _NOTHING, which would take longer
 _ZEROES: Final = bytes(1 << 20)
 
 
@@ -120,9 +121,11 @@ class Attribution:
             return Content(())
         if is_zero(data):
             return Content(((ZERO, len(data)),))
+        if data.startswith(MAGIC) and self._run is None and (name := written(data, offset)) is not None:
+            return Content(((name, len(data)),))
         if self._base is not None and data == self._base[offset : offset + len(data)]:
             return Content(((BASE, len(data)),))
-        if self._base is None and MAGIC not in data and _NOTHING not in data:
+        if self._base is None and MAGIC not in data and _FEW not in data:
             return Content(((self._unstamped, len(data)),))
         return self._by_granule(data, offset)
 

@@ -48,10 +48,16 @@ OPS: dict[int, str] = {
     int(Command.FLUSH): "flush",
     int(Command.BLOCK_STATUS): "status",
 }
-FLAGS = ((CommandFlag.FUA, "fua"), (CommandFlag.NO_HOLE, "no_hole"), (CommandFlag.FAST_ZERO, "fast"))
+FLAGS = ((int(CommandFlag.FUA), "fua"), (int(CommandFlag.NO_HOLE), "no_hole"), (int(CommandFlag.FAST_ZERO), "fast"))
+# Plain integers: looking at an Enum costs more than all the rest.
 READ = int(Command.READ)
 WRITE = int(Command.WRITE)
+FLUSH = int(Command.FLUSH)
+OFFSET_DATA = int(ChunkType.OFFSET_DATA)
+OFFSET_HOLE = int(ChunkType.OFFSET_HOLE)
 PARTIAL = (WRITE, int(Command.TRIM), int(Command.WRITE_ZEROES))
+
+_RUN = '["%s", %d]'
 
 log = logging.getLogger("cowproof.server")
 
@@ -100,9 +106,8 @@ class Recording:
             rest += self._write_told(request, offset, whole)
         elif not whole and request.command in PARTIAL:
             self._has_strangers = True
-        flags = [name for flag, name in FLAGS if request.flags & flag]
-        if flags:
-            rest += f', "flags": {json.dumps(flags)}'
+        if request.flags:
+            rest += f', "flags": {json.dumps([name for flag, name in FLAGS if request.flags & flag])}'
         self._note(client, id_, f'"invoke"{rest}')
 
     def _write_told(self, request: Request, offset: int, whole: bool) -> str:
@@ -132,23 +137,26 @@ class Recording:
         notes: list[str] = []
         digest = 0
         at = request.offset
+        end_of_all = offset + length
         for part in _parts(reply):
             part_length = part if isinstance(part, int) else part.length if isinstance(part, FileSlice) else len(part)
             # What of this part is whole granules within the request; two parts meet at the ends of granules.
-            start, end = max(at, offset), min(at + part_length, offset + length)
+            start = at if at > offset else offset
+            end = at + part_length if at + part_length < end_of_all else end_of_all
             if end > start:
                 if isinstance(part, int):
                     runs.append((ZERO, end - start))
                 elif isinstance(part, FileSlice):
                     runs.append((ZERO if self._base_is_zero else BASE, end - start))
                 else:
-                    data = bytes(memoryview(part)[start - at : end - at])
+                    whole = end - start == part_length
+                    data = bytes(part if whole else memoryview(part)[start - at : end - at])
                     found = self._of_bytes(data, start, notes)
-                    if any(who == UNKNOWN for who, _ in found):
+                    if any([who == UNKNOWN for who, _ in found]):
                         digest = crc32(data, digest)
                     runs += found
             at += part_length
-        told = f', "value": {json.dumps(runs)}'
+        told = f', "value": {json.dumps(runs)}' if len(runs) > 1 else f', "value": [{_RUN % runs[0] if runs else ""}]'
         if notes:
             told += f', "notes": {json.dumps(notes)}'
         return f'{told}, "digest": "{digest:08x}"' if digest else told
@@ -271,7 +279,7 @@ def _is_zero(base: Base) -> bool:
 def _granules(request: Request) -> tuple[int, int, bool]:
     """The offset and length of the whole granules in a request, and whether that is all of it."""
     offset, end = request.offset, request.offset + request.length
-    if request.command == int(Command.FLUSH):
+    if request.command == FLUSH:
         return 0, 0, True
     first, last = -(-offset // GRANULE) * GRANULE, end // GRANULE * GRANULE
     return (first, last - first, first == offset and last == end) if last > first else (0, 0, end == offset)
@@ -294,10 +302,10 @@ def _parts(reply: Reply) -> Iterator[Buffer | FileSlice | int]:
 
 def _chunk_part(header: bytes, items: Iterator[Buffer | FileSlice]) -> Iterator[Buffer | FileSlice | int]:
     _, _, kind, _, chunk_length = CHUNK.unpack_from(header)
-    if kind == ChunkType.OFFSET_HOLE:
+    if kind == OFFSET_HOLE:
         _, length = CHUNK_HOLE.unpack_from(header, CHUNK.size)
         yield length
-    elif kind == ChunkType.OFFSET_DATA:
+    elif kind == OFFSET_DATA:
         left = chunk_length - 8
         while left:  # a chunk with DF has as many items as there are parts
             item = next(items)
