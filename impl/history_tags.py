@@ -50,7 +50,7 @@ class Stamp(NamedTuple):
     @property
     def name(self) -> str:
         """The write's, in a history."""
-        return write_name(self.run, self.writer, self.sequence)
+        return write_name(self.run, self.sequence)
 
 
 class Content(NamedTuple):
@@ -60,9 +60,9 @@ class Content(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def write_name(run: int, writer: int, sequence: int) -> str:
-    """How a history names a write."""
-    return f"{run:x}.{writer}.{sequence}"
+def write_name(run: int, sequence: int) -> str:
+    """How a history names a write: a run gives each of its writes a number of its own, whoever makes it."""
+    return f"w{sequence}.{run:x}"
 
 
 def stamped(run: int, writer: int, sequence: int, offset: int, length: int) -> bytes:
@@ -161,7 +161,7 @@ class Attribution:
                     and crc32(stamp[:who_size]) == checksum
                 ):
                     if (run, writer, sequence) != named:
-                        named, name = (run, writer, sequence), write_name(run, writer, sequence)
+                        named, name = (run, writer, sequence), write_name(run, sequence)
                     yield name
                     continue
             yield self._other(data[at : at + GRANULE], offset + at, notes)

@@ -163,7 +163,9 @@ class Connection:
         self._attribution = attribution
         self._random = random.Random(f"{plan.seed} {number}")
         self._generation = 0
-        self._id = 0
+        # Ids are this connection's for ever, and no other's: so a request is known by its id alone.
+        self._id = number + 1
+        self._id_step = plan.clients * plan.connections + 1
         self._room = threading.Semaphore(plan.depth)
         self._cut_ns = 0
         self.touched: set[int] = set()
@@ -177,7 +179,6 @@ class Connection:
         name = f"c{self._number}"
         self._name = name if self._generation == 1 else f"{name}.{self._generation}"
         self._writer = self._number * GENERATIONS_MAX + self._generation
-        self._id = 0
         self._room = threading.Semaphore(self._plan.depth)
         self._client = connected(self._plan.uri)
         plan = self._plan
@@ -224,10 +225,10 @@ class Connection:
             self._replace()
             room = self._room
             room.acquire()
-        self._id += 1
+        self._id += self._id_step
         id_, value, data = self._id, None, b""
         if wish.op == "write":
-            value = write_name(self._plan.run, self._writer, id_)
+            value = write_name(self._plan.run, id_)
             data = stamped(self._plan.run, self._writer, id_, wish.offset, wish.length)
         self._notebook.invoked(self._name, id_, wish, value)
         self.sent += 1

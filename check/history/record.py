@@ -156,7 +156,7 @@ class _Recording:
             phase_s=recipe.seconds / phases,
             moment_s=recipe.moment_s,
             cuts_per_s=recipe.cuts_per_s,
-            run=secrets.randbits(24),
+            run=secrets.randbits(16),
             base_path=base_path,
             start_ns=time.monotonic_ns(),
         )
