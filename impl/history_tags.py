@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from mmap import mmap
 from typing import Final, NamedTuple
 from zlib import crc32
 
@@ -34,6 +35,7 @@ _STAMP = struct.Struct(">8sIIIQI")  # and the checksum of those
 _CHECKSUM = struct.Struct(">I")
 _COPIES: Final = GRANULE // _STAMP.size
 _NOTHING: Final = bytes(GRANULE)
+_FEW: Final = bytes(16)  # looked for rather than _NOTHING, which would take longer
 _ZEROES: Final = bytes(1 << 20)
 
 
@@ -48,7 +50,7 @@ class Stamp(NamedTuple):
     @property
     def name(self) -> str:
         """The write's, in a history."""
-        return write_name(self.run, self.writer, self.sequence)
+        return write_name(self.run, self.sequence)
 
 
 class Content(NamedTuple):
@@ -58,9 +60,9 @@ class Content(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def write_name(run: int, writer: int, sequence: int) -> str:
-    """How a history names a write."""
-    return f"{run:x}.{writer}.{sequence}"
+def write_name(run: int, sequence: int) -> str:
+    """How a history names a write: a run gives each of its writes a number of its own, whoever makes it."""
+    return f"w{sequence}.{run:x}"
 
 
 def stamped(run: int, writer: int, sequence: int, offset: int, length: int) -> bytes:
@@ -106,7 +108,7 @@ class Attribution:
     unstamped:  who wrote what has no stamp, where the base is not known
     """
 
-    def __init__(self, run: int | None = None, base: bytes | None = None, unstamped: str = BASE) -> None:
+    def __init__(self, run: int | None = None, base: bytes | mmap | None = None, unstamped: str = BASE) -> None:
         self._run = run
         self._base = base
         self._unstamped = unstamped
@@ -119,9 +121,11 @@ class Attribution:
             return Content(())
         if is_zero(data):
             return Content(((ZERO, len(data)),))
+        if data.startswith(MAGIC) and self._run is None and (name := written(data, offset)) is not None:
+            return Content(((name, len(data)),))
         if self._base is not None and data == self._base[offset : offset + len(data)]:
             return Content(((BASE, len(data)),))
-        if self._base is None and MAGIC not in data and _NOTHING not in data:
+        if self._base is None and MAGIC not in data and _FEW not in data:
             return Content(((self._unstamped, len(data)),))
         return self._by_granule(data, offset)
 
@@ -157,7 +161,7 @@ class Attribution:
                     and crc32(stamp[:who_size]) == checksum
                 ):
                     if (run, writer, sequence) != named:
-                        named, name = (run, writer, sequence), write_name(run, writer, sequence)
+                        named, name = (run, writer, sequence), write_name(run, sequence)
                     yield name
                     continue
             yield self._other(data[at : at + GRANULE], offset + at, notes)

@@ -30,7 +30,7 @@ def runs_of(data, first=0, **known):
 @given(NUMBERS, NUMBERS, NUMBERS, st.integers(0, 2**40), st.integers(1, 20))
 def test_what_was_stamped_names_its_write_at_its_place(run, writer, sequence, first, count):
     data = stamped(run, writer, sequence, first * GRANULE, count * GRANULE)
-    name = write_name(run, writer, sequence)
+    name = write_name(run, sequence)
     assert len(data) == count * GRANULE
     assert Attribution(run=run).of(data, first * GRANULE).runs == ((name, len(data)),)
     assert written(data, first * GRANULE) == name
@@ -38,7 +38,7 @@ def test_what_was_stamped_names_its_write_at_its_place(run, writer, sequence, fi
 
 def test_runs_are_in_order_and_neighbours_by_the_same_are_one():
     data = wrote(7, 0, 2) + wrote(8, 2, 1) + base(3, 2) + bytes(3 * GRANULE) + wrote(7, 8, 1)
-    assert runs_of(data) == (("c0.3.7", 1024), ("c0.3.8", 512), (BASE, 1024), (ZERO, 1536), ("c0.3.7", 512))
+    assert runs_of(data) == (("w7.c0", 1024), ("w8.c0", 512), (BASE, 1024), (ZERO, 1536), ("w7.c0", 512))
 
 
 @pytest.mark.parametrize("data", [bytes(GRANULE * 3), b""])
@@ -63,7 +63,7 @@ TORN_GRANULES = {
 @pytest.mark.parametrize("granule", TORN_GRANULES.values(), ids=TORN_GRANULES)
 def test_what_no_write_and_no_base_left_there_is_nobodys(granule):
     content = Attribution(RUN, BASE_BYTES).of(wrote(6, 0, 1)[:0] + granule + wrote(9, 1, 1), 0)
-    assert content.runs == ((TORN, GRANULE), ("c0.3.9", GRANULE))
+    assert content.runs == ((TORN, GRANULE), ("w9.c0", GRANULE))
     assert len(content.notes) == 1
     assert content.notes[0].startswith("0: ")
 
@@ -79,12 +79,12 @@ def test_a_tear_at_any_byte_is_seen():
 def test_what_was_written_elsewhere_is_said_to_be_misdirected():
     content = Attribution(RUN, BASE_BYTES).of(wrote(7, 4, 1), 0)
     assert content.runs == ((TORN, GRANULE),)
-    assert content.notes == ("0: misdirected: c0.3.7 wrote this at 2048",)
+    assert content.notes == ("0: misdirected: w7.c0 wrote this at 2048",)
 
 
 def test_of_a_tear_the_writers_are_named():
     content = Attribution(RUN, BASE_BYTES).of(wrote(7, 0, 1)[:256] + wrote(8, 0, 1)[256:], 0)
-    assert content.notes == ("0: torn: parts are c0.3.7 and c0.3.8's",)
+    assert content.notes == ("0: torn: parts are w7.c0 and w8.c0's",)
 
 
 @pytest.mark.parametrize("unstamped", [BASE, UNKNOWN])
@@ -93,7 +93,7 @@ def test_where_the_base_is_not_known_what_has_no_stamp_is_what_the_caller_says(u
     assert runs_of(base(0, 3), **known) == ((unstamped, 1536),)
     assert runs_of(base(0, 1) + wrote(7, 1, 1) + bytes(GRANULE), **known) == (
         (unstamped, 512),
-        ("c0.3.7", 512),
+        ("w7.c0", 512),
         (ZERO, 512),
     )
     assert runs_of(wrote(7, 0, 1)[:256] + base(0, 1)[256:], **known) == ((TORN, 512),)
