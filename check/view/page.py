@@ -28,7 +28,7 @@ from model.history import PENDING, RANGED, History, Operation, Value
 # A text of the page lists no more requests than this; the picture shows all.
 LISTED_MAX = 40
 # An order for each of many small parts comes to more than the requests themselves: those with most requests are kept.
-CHAINED_MAX = 1_000_000
+CHAINED_MAX = 500_000
 
 
 Unit = Literal["ns", "step"]
@@ -202,6 +202,8 @@ def _why(picture: Picture) -> Iterable[str]:
         if longest.range is not None:
             yield f"<p>Of bytes {longest.range.offset} to {longest.range.end - 1}; others have their own.</p>"
         yield from _table(history, longest.requests)
+        if left_out := len(finding.chains) - len(_largest(finding.chains)):
+            yield f"<p>The orders of {left_out:,} parts of the device, those with fewest requests, are not in this page.</p>"
 
 
 HEADS = ("request", "what", "bytes", "value", "outcome")

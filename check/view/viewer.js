@@ -4,9 +4,9 @@
    A request is its index in the columns. Two units of x: "places" are where the layout puts an event (its rank, or its
    time), pixels are where the window shows it. Nothing here asks anything of a network. */
 (() => {
-  const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_PX = 8, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
+  const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_MIN_PX = 8, ROW_PAD_ARROWS_PX = 34, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
   const LANE_MIN_PX = 20, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
-  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, LINES_MAX = 60;
+  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, EDGES_MAX = 40, LINES_MAX = 60;
   const CHANGES = new Set(["write", "zero", "trim"]);
   const SHORT = { read: "R", write: "W", zero: "Z", trim: "T", cache: "C", flush: "F", status: "S" };
   const UNRANGED = new Set(["flush"]);
@@ -19,6 +19,7 @@
   const blocks = blocksByUse();
   const blockRank = new Map(blocks.map(([block], rank) => [block, rank]));
   const chains = allChains();
+  const ROW_PAD_PX = data.edges.length ? ROW_PAD_ARROWS_PX : ROW_PAD_MIN_PX;
 
   const state = {
     cropped: data.around.length > 0,
@@ -26,7 +27,7 @@
     colour: "block",
     client: -1,
     block: -1,
-    chain: chains.length ? 0 : -1,
+    chain: longestChain(),
     selected: -1,
     step: -1,
     hovered: -1,
@@ -116,6 +117,10 @@
     }));
     data.partials.forEach((chain, at) => named.push({ ...chain, name: `longest order ${data.partials.length > 1 ? at + 1 : ""}`.trim() }));
     return named;
+  }
+
+  function longestChain() {
+    return chains.reduce((best, chain, at) => (best < 0 || chain.order.length > chains[best].order.length ? at : best), -1);
   }
 
   // Text.
@@ -758,27 +763,47 @@
 
   // Orders and circles.
 
+  /* What has to be before what, all around: arrows from edge to edge, side by side. */
   function drawEdges() {
-    if (data.edges.length > 40) return;
-    data.edges.forEach(([before, after]) => {
-      if (!layout.isShown[before] || !layout.isShown[after]) return;
-      const from = rectOf(before), to = rectOf(after);
-      const x = Math.min(from.x + from.width, from.x + 400) - 6, y = from.y + from.height / 2;
-      const x2 = to.x + 4, y2 = to.y + to.height / 2;
-      const bend = Math.max(30, Math.abs(x2 - x) / 3), lift = Math.abs(y2 - y) < 4 ? -26 : 0;
-      pen.strokeStyle = theme.danger;
-      pen.fillStyle = theme.danger;
-      pen.lineWidth = 1.5;
-      pen.beginPath();
-      pen.moveTo(x, y);
-      pen.bezierCurveTo(x + bend, y + lift, x2 - bend, y2 + lift, x2, y2);
-      pen.stroke();
-      pen.beginPath();
-      pen.moveTo(x2 + 2, y2);
-      pen.lineTo(x2 - 8, y2 - 4.5);
-      pen.lineTo(x2 - 8, y2 + 4.5);
-      pen.fill();
+    const edges = data.edges.filter(([before, after]) => layout.isShown[before] && layout.isShown[after]);
+    if (edges.length > EDGES_MAX) return;
+    edges.forEach(([before, after], at) => {
+      const from = cut(rectOf(before)), to = cut(rectOf(after));
+      const share = (at + 1) / (edges.length + 1);
+      const left = Math.max(from.x, to.x), right = Math.min(from.x + from.width, to.x + to.width);
+      if (Math.abs(from.y - to.y) < 1) drawArc(from, to);
+      else if (right - left > 24) drawArrow(left + share * (right - left), left + share * (right - left), from, to);
+      else drawArrow(from.x + from.width - 8, to.x + 8, from, to);
     });
+  }
+
+  /* Between two rows. */
+  function drawArrow(x, x2, from, to) {
+    const isDown = to.y > from.y, y = isDown ? from.y + from.height : from.y, y2 = isDown ? to.y : to.y + to.height;
+    pen.beginPath();
+    pen.moveTo(x, y);
+    pen.lineTo(x2, y2);
+    drawHead(x2, y2 + (isDown ? -2 : 2), Math.atan2(y2 - y, x2 - x));
+  }
+
+  /* In one row, from an end to a beginning. */
+  function drawArc(from, to) {
+    const x = from.x + from.width - 6, x2 = to.x + 6, y = from.y + 2;
+    pen.beginPath();
+    pen.moveTo(x, y);
+    pen.quadraticCurveTo((x + x2) / 2, y - 32, x2, y);
+    drawHead(x2, y, Math.atan2(32, (x2 - x) / 2));
+  }
+
+  /* The path's line, and a head at its end. */
+  function drawHead(x, y, angle) {
+    pen.strokeStyle = pen.fillStyle = theme.danger;
+    pen.lineWidth = 2;
+    pen.stroke();
+    pen.beginPath();
+    pen.moveTo(x, y);
+    for (const turn of [2.7, -2.7]) pen.lineTo(x + 10 * Math.cos(angle + turn), y + 10 * Math.sin(angle + turn));
+    pen.fill();
   }
 
   /* A dot in each bar where it takes effect, and a line through them in order. */
