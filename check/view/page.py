@@ -203,7 +203,7 @@ def _why(picture: Picture) -> Iterable[str]:
             yield f"<p>Of bytes {longest.range.offset} to {longest.range.end - 1}; others have their own.</p>"
         yield from _table(history, longest.requests)
         if left_out := len(finding.chains) - len(_largest(finding.chains)):
-            yield f"<p>The orders of {left_out:,} parts of the device, those with fewest requests, are not in this page.</p>"
+            yield f"<p>The orders of {left_out:,} parts of the device, those of fewest requests, are left out.</p>"
 
 
 HEADS = ("request", "what", "bytes", "value", "outcome")

@@ -6,7 +6,7 @@
 (() => {
   const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_MIN_PX = 8, ROW_PAD_ARROWS_PX = 34, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
   const LANE_MIN_PX = 20, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
-  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, EDGES_MAX = 40, LINES_MAX = 60;
+  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, EDGES_MAX = 40, NEAR_PX = 3, LINES_MAX = 60;
   const CHANGES = new Set(["write", "zero", "trim"]);
   const SHORT = { read: "R", write: "W", zero: "Z", trim: "T", cache: "C", flush: "F", status: "S" };
   const UNRANGED = new Set(["flush"]);
@@ -396,9 +396,15 @@
     return ask();
   }
 
-  /* Just far enough that a request can be seen. */
+  /* Just far enough, and near enough, that a request can be seen. */
   function reveal(i) {
     if (!layout.isShown[i]) return;
+    if (rectOf(i).width <= BAR_MIN_PX * 2) {
+      const wanted = state.mode === "order" ? readable() : Math.max(4, (layout.x1[i] - layout.x0[i]) * 20);
+      state.from = layout.x0[i] - wanted / 2;
+      state.to = state.from + wanted;
+      clampView();
+    }
     const span = state.to - state.from, x0 = layout.x0[i], x1 = Math.min(layout.x1[i], layout.x0[i] + span * 0.6);
     if (x0 < state.from || x1 > state.to) {
       state.from = (x0 + x1) / 2 - span / 2;
@@ -456,6 +462,7 @@
   function draw() {
     sized(canvas, pen, canvas.clientHeight);
     visible = [];
+    for (const lane of layout.lanes) lane.drawn = [];
     drawRows();
     clipped(layout.left, layout.top, layout.width - layout.left, canvas.clientHeight - layout.top, () => {
       drawGrid();
@@ -627,21 +634,24 @@
       const rect = rectOf(i);
       if (rect.width <= BAR_MIN_PX) {
         const next = Math.max(at + 1, lowerBound(members, toPlace(rect.x + BAR_MIN_PX - 1), (each) => layout.x1[each]));
-        drawSliver(members, at, next, rect, y);
+        drawSliver(lane, at, next, rect, y);
         at = next;
       } else {
         drawBar(i, rect);
+        lane.drawn.push({ left: rect.x, right: rect.x + rect.width, request: i });
         at++;
       }
     }
   }
 
-  function drawSliver(members, from, to, rect, y) {
+  function drawSliver(lane, from, to, rect, y) {
+    const members = lane.members;
     let mark = members[from];
     for (let at = from; at < to && at < from + 500; at++) {
       if (conflict.has(members[at]) || members[at] === state.selected) { mark = members[at]; break; }
     }
     visible.push(mark);
+    lane.drawn.push({ left: rect.x, right: rect.x + BAR_MIN_PX - 1, request: mark });
     pen.globalAlpha = isDimmed(mark) ? 0.25 : 1;
     pen.fillStyle = conflict.has(mark) ? theme.danger : colourOf(mark);
     pen.fillRect(rect.x, y, BAR_MIN_PX - 1, layout.laneHeight - LANE_GAP_PX);
@@ -947,17 +957,17 @@
 
   // What is where.
 
+  /* What was drawn there: of many requests in one pixel, the one that stands for them. */
   function requestAt(x, y) {
     if (x < layout.left || y < layout.top) return -1;
     const below = y - layout.top + state.top;
     const lane = layout.lanes.find((each) => below >= each.y - 1 && below < each.y + layout.laneHeight - LANE_GAP_PX + 1);
     if (!lane) return -1;
-    const near = 3 / pixelsPerPlace(), place = toPlace(x);
-    let at = lowerBound(lane.members, place - near, (i) => layout.x1[i]);
+    const drawn = lane.drawn || [];
     let best = -1, distance = Infinity;
-    for (; at < lane.members.length && layout.x0[lane.members[at]] <= place + near; at++) {
-      const i = lane.members[at], away = Math.max(layout.x0[i] - place, place - layout.x1[i], 0);
-      if (away < distance) { best = i; distance = away; }
+    for (let at = lowerBound(drawn, x - NEAR_PX, (each) => each.right); at < drawn.length && drawn[at].left <= x + NEAR_PX; at++) {
+      const away = Math.max(drawn[at].left - x, x - drawn[at].right, 0);
+      if (away < distance) { best = drawn[at].request; distance = away; }
     }
     return best;
   }
@@ -1178,7 +1188,21 @@
     $("order").append(option(-1, "none"), ...chains.slice(0, BLOCKS_MAX).map((chain, at) => option(at, chain.name)));
     $("order-group").hidden = !chains.length;
     $("crop-group").hidden = !data.around.length || data.around.length === requests.count;
+    trimLegend();
     $("axis-group").hidden = data.unit === "step";
+  }
+
+  /* The legend says what there is, and no more. */
+  function trimLegend() {
+    const there = {
+      pending: requests.took.some((took) => took < 0),
+      failed: tables.outcome.some((each) => each !== "ok" && each !== "pending"),
+      conflict: conflict.size > 0,
+      order: chains.length > 0,
+      refused: chains.some((chain) => chain.refused.length),
+      edge: data.edges.length > 0,
+    };
+    for (const [name, isThere] of Object.entries(there)) $(`legend-${name}`).hidden = !isThere;
   }
 
   function pressed(id, isPressed) { $(id).setAttribute("aria-pressed", String(isPressed)); }
@@ -1425,6 +1449,9 @@
     new ResizeObserver(() => { measure(); clampView(); draw(); }).observe($("left"));
   }
 
+  /* How many places fit so that bars have room for what they say: with many lanes, a bar goes over many places. */
+  function readable() { return ((layout.width - layout.left) / UNIT_PX) * Math.max(1, layout.lanes.length / 4); }
+
   /* What stands in the way of every order, if anything does. */
   function firstSelected() {
     const refused = layout.chain ? layout.chain.refused : [];
@@ -1441,7 +1468,7 @@
     syncControls();
     $("nothing").hidden = layout.shown.length > 0;
     [state.from, state.to] = extent();
-    if (!state.cropped && layout.shown.length > OPENED) state.to = state.from + (layout.width - layout.left) / UNIT_PX;
+    if (!state.cropped && layout.shown.length > OPENED) state.to = state.from + readable();
     clampView();
     select(firstSelected());
     draw();
@@ -1458,7 +1485,7 @@
     getStep: () => state.step,
     getMatches: () => [...state.matches],
     getOrder: () => (layout.chain ? [...layout.chain.order] : []),
-    getView: () => ({ from: state.from, to: state.to, top: state.top, mode: state.mode, cropped: state.cropped }),
+    getView: () => ({ from: state.from, to: state.to, top: state.top, mode: state.mode, cropped: state.cropped, left: layout.left }),
     getTheme: () => (isDark() ? "dark" : "light"),
     getRect: (i) => rectOf(i),
     getStepRect: (at) => stepRect(at),
