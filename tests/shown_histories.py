@@ -2,9 +2,10 @@
 
 import random
 
-from check.view.finding import LINEARIZABLE, NOT_LINEARIZABLE, Chain, Finding, Range, Span
-from check.view.partial import longest
+from check.view.finding import LINEARIZABLE, Chain, Finding, Range
+from check.view.judge import finding_of
 from model.history import BASE, NEVER, OK, PENDING, ZERO, History, Operation
+from model.linearizability import decide
 
 GRANULE = 4096
 BLOCK = 65536
@@ -61,7 +62,7 @@ def linearizable(count=200, **options):
     return history, Finding(LINEARIZABLE, "request", words, chains=(Chain(order),))
 
 
-def lost_update(around=120, seed=3):
+def lost_update(around=120, seed=3, level="sector"):
     """A write that was answered, and then is not there: in the midst of requests with which all is well."""
     history, _ = simulated(around, seed=seed, in_flight=2)
     where = Range(4 * BLOCK, BLOCK)
@@ -88,18 +89,4 @@ def lost_update(around=120, seed=3):
     operations = sorted([*history, *lost], key=lambda each: each.call)
     for each in operations:
         wide.append(each)
-    at = [operations.index(each) for each in lost[1:4]]
-    finding = Finding(
-        NOT_LINEARIZABLE,
-        "request",
-        "client 3 #9004 returned the base's bytes in 260K+60K, though client 2 #9002 had overwritten them: "
-        "it was answered, and client 2 #9003 had read what it wrote.",
-        where=Range(where.offset + 4096, 4096),
-        conflict=tuple(at),
-        spans=(
-            Span("w9002", lost[1].ret, lost[2].call, (at[0], at[1])),
-            Span("base", min(wide.call), lost[3].call, (at[2],)),
-        ),
-    )
-    finding = Finding(**{**{f: getattr(finding, f) for f in finding.__slots__}, "partials": longest(wide, finding)})
-    return wide, finding
+    return wide, finding_of(wide, decide(wide, level))

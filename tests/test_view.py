@@ -22,12 +22,23 @@ from check.explore.show import columns as shown_columns
 from check.history.format import save
 from check.view.circle import circle
 from check.view.columns import EXACT_MAX, columns
-from check.view.finding import NOT_CHECKED, NOT_LINEARIZABLE, Finding, Range, around, last_time, points
+from check.view.finding import (
+    LINEARIZABLE,
+    NOT_CHECKED,
+    NOT_LINEARIZABLE,
+    Finding,
+    Range,
+    around,
+    last_time,
+    points,
+)
+from check.view.judge import finding_of
 from check.view.page import Picture, page
 from check.view.partial import longest
 from check.view.story import picture_of
 from impl.errors import UsageError
 from model.history import BASE, NEVER, OK, OPS, PENDING, ZERO, History, Operation
+from model.linearizability import decide
 
 REPLAY = "bitmap-lock:request:N:0::65536,65536:write 0+512 | write 0+64K:A5B2A3B2"
 HARMLESS = "bitmap-lock:request:N:0::65536,65536:write 0+512 | write 0+64K:A8B4"
@@ -127,6 +138,40 @@ def test_what_is_cropped_to_is_the_conflict_and_a_few_requests_to_the_same_block
     for index in found:
         first, last = history.offset[index], history.offset[index] + history.length[index] - 1
         assert first // BLOCK <= finding.where.offset // BLOCK <= last // BLOCK
+
+
+# What the checker decided, and what is drawn of it.
+
+
+def finding(history, level):
+    return finding_of(history, decide(history, level))
+
+
+def test_the_values_that_would_have_to_be_there_at_one_time_are_those_of_the_conflict():
+    history, found = lost_update()
+    assert {span.name for span in found.spans} == {"w9002", BASE}
+    one, other = found.spans
+    assert max(one.start, other.start) < min(one.end, other.end)
+    assert set(one.requests) | set(other.requests) == set(found.conflict)
+    assert {history.id[each] for each in found.conflict} == {9002, 9003, 9004}
+
+
+def test_each_part_of_a_linearizable_history_has_its_order():
+    history, _ = simulated(300)
+    found = finding(history, "sector")
+    assert found.verdict == LINEARIZABLE
+    for chain in found.chains:
+        assert points(history, chain.requests) == sorted(points(history, chain.requests))
+    assert {index for chain in found.chains for index in chain.requests} == set(range(len(history)))
+
+
+@pytest.mark.parametrize("history", [LOST, NEVER_WRITTEN])
+def test_a_verdict_is_shown_as_the_checker_gave_it(history):
+    decision = decide(history, "sector")
+    found = finding_of(history, decision)
+    assert found.verdict == decision.verdict.value == NOT_LINEARIZABLE
+    assert found.words == decision.why + "."
+    assert found.conflict == decision.certificate.operations
 
 
 # The page.
@@ -316,10 +361,15 @@ def view(*arguments, status=0):
 
 
 def test_a_file_becomes_a_page(history_file, tmp_path):
-    view(history_file, "-o", tmp_path / "page.html")
+    view(history_file, "--level", "sector", "-o", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(data_in(text)["requests"]["op"]) == 20
-    assert text == view(history_file, "-o", "-")
+    assert data_in(text)["verdict"] == LINEARIZABLE
+    assert text == view(history_file, "--level", "sector", "-o", "-")
+
+
+def test_a_page_without_a_verdict_says_so(history_file):
+    assert data_in(view(history_file, "--no-check", "-o", "-"))["verdict"] == NOT_CHECKED
 
 
 def test_a_replay_becomes_a_page():
@@ -626,6 +676,7 @@ def test_the_keyboard_goes_through_all_requests_in_the_order_of_their_invocation
 
 # (what is typed, what a request has to be)
 SEARCHES = [
+    ("r1", lambda each: each.op == "read" and each.id == 1),
     ("w14", lambda each: names_in(each.value) & {"w14"}),
     ("value:w14", lambda each: names_in(each.value) & {"w14"}),
     ("id:17", lambda each: each.id == 17),

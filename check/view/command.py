@@ -10,13 +10,16 @@ from pathlib import Path
 
 import click
 
+from check.history.command import SECONDS_MAX, decided, shown
 from check.history.format import load
-from check.view.judge import judged
+from check.view.finding import NOT_CHECKED, Finding
+from check.view.judge import finding_of
 from check.view.page import Picture, page
 from check.view.story import picture_of
 from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
-from model.history import LEVELS, Level
+from model.budget import Budget
+from model.history import LEVELS, History, Level
 
 STANDARD_OUTPUT = "-"
 COUNTEREXAMPLE = "counterexample.html"
@@ -48,20 +51,33 @@ Examples:
 @click.option("-o", "--output", metavar="PAGE", help="The page; default FILE with .html, here; - is standard output.")
 @click.option("--level", type=click.Choice(LEVELS), help="What takes effect at an instant; default the history's own.")
 @click.option("--no-check", is_flag=True, help="Show it without a verdict.")
+@click.option(
+    "--budget-s",
+    type=click.FloatRange(0, SECONDS_MAX),
+    metavar="S",
+    help=f"How long to search where no fast method decides; default {Budget().seconds:g} s.",
+)
 @click.option("--allow-truncated", is_flag=True, help="A last line that was cut off is the end of the file.")
 @click.option("--replay", metavar="STRING", help="Show what the explorer found, instead of a file.")
 def view(
-    file: str | None, output: str | None, level: Level | None, no_check: bool, allow_truncated: bool, replay: str | None
+    file: str | None,
+    output: str | None,
+    level: Level | None,
+    no_check: bool,
+    budget_s: float | None,
+    allow_truncated: bool,
+    replay: str | None,
 ) -> None:
     """Make the page, and say what it shows."""
     if (file is None) == (replay is None):
         raise UsageError("expected a FILE or --replay STRING, and not both")
     if file is not None:
-        picture = _of_file(file, level, no_check, allow_truncated)
+        history = _loaded(file, allow_truncated)
+        picture = Picture(Path(file).name, history, _finding(file, history, level, no_check, budget_s))
     else:
         assert replay is not None
-        if level is not None or no_check or allow_truncated:
-            raise UsageError("--level, --no-check and --allow-truncated are for a FILE: a replay says its level")
+        if level is not None or no_check or budget_s is not None or allow_truncated:
+            raise UsageError("--level, --no-check, --budget-s and --allow-truncated are for a FILE, not for a replay")
         picture = picture_of(replay)
     place = output or (f"{Path(file).stem}.html" if file is not None else COUNTEREXAMPLE)
     _write(place, page(picture))
@@ -69,11 +85,19 @@ def view(
     click.echo(f"{place}: {len(picture.history):,} requests, {finding.verdict} at level {finding.level}", err=True)
 
 
-def _of_file(file: str, level: Level | None, no_check: bool, allow_truncated: bool) -> Picture:
-    history = load(file, allow_truncated)
+def _loaded(file: str, allow_truncated: bool) -> History:
+    with shown("reading") as progress:
+        history = load(file, allow_truncated, progress)
     if len(history) > SHOWN_MAX:
         raise UsageError(f"{file}: {len(history):,} requests; a page shows {SHOWN_MAX:,} at most")
-    return Picture(Path(file).name, history, judged(history, level or history.level, no_check))
+    return history
+
+
+def _finding(file: str, history: History, level: Level | None, no_check: bool, budget_s: float | None) -> Finding:
+    if no_check:
+        return Finding(NOT_CHECKED, level or history.level, "No checker has looked at this history.")
+    budget = Budget() if budget_s is None else Budget(seconds=budget_s)
+    return finding_of(history, decided(file, history, level, budget))
 
 
 def _write(place: str, text: str) -> None:

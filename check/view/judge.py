@@ -1,11 +1,71 @@
-"""The checker's decision as the viewer's finding."""
+"""The checker's decision as the viewer's finding: its certificate, and what of it can be drawn.
+
+Source:  model/linearizability.py, whose certificates have been replayed before it tells them.
+"""
 
 from __future__ import annotations
 
-from check.view.finding import NOT_CHECKED, Finding
-from model.history import History, Level
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import get_args
+
+from check.view.circle import circle, clusters_at, value_at
+from check.view.finding import Chain, Finding, Range, Span, Verdict, last_time
+from check.view.partial import longest
+from model.certificate import Conflict, Order
+from model.history import History
+from model.linearizability import Decision
 
 
-def judged(history: History, level: Level, no_check: bool = False) -> Finding:
-    """What the checker says of a history."""
-    return Finding(NOT_CHECKED, level, "No checker has looked at this history.")
+def finding_of(history: History, decision: Decision) -> Finding:
+    """A decision with what can be drawn of it."""
+    verdict = next(each for each in get_args(Verdict) if each == decision.verdict.value)
+    finding = Finding(verdict, decision.level, sentence(decision.why))
+    if isinstance(decision.certificate, Order):
+        return replace(finding, chains=_chains(decision.certificate))
+    if isinstance(decision.certificate, Conflict):
+        return _with_conflict(history, finding, decision.certificate)
+    return finding
+
+
+def sentence(text: str) -> str:
+    """With a full stop."""
+    return text if text.endswith(".") else f"{text}."
+
+
+def _chains(order: Order) -> tuple[Chain, ...]:
+    edges = order.edges
+    return tuple(
+        Chain(tuple(each.operations), Range(edges[each.first], edges[each.end] - edges[each.first]))
+        for each in order.sequences
+        if each.operations
+    )
+
+
+def _with_conflict(history: History, finding: Finding, conflict: Conflict) -> Finding:
+    where = Range(conflict.start, conflict.end - conflict.start)
+    found = replace(finding, where=where, conflict=conflict.operations)
+    spans = _spans(history, conflict.operations, where)
+    edges = () if spans else circle(history, conflict.operations, where)
+    return replace(found, spans=spans, edges=edges, partials=longest(history, found))
+
+
+def _spans(history: History, requests: Sequence[int], where: Range) -> tuple[Span, ...]:
+    """Two values that each have to be there before the other goes. Only where all say one thing of all bytes."""
+    if any(value_at(history, each, where.offset) != value_at(history, each, where.end - 1) for each in requests):
+        return ()
+    first, last = min(history.call), last_time(history)
+    spans = [
+        Span(
+            each.name,
+            max(first, min(each.first_response(history), last)),
+            each.last_call(history),
+            (*([] if each.write is None else [each.write]), *each.reads),
+        )
+        for each in clusters_at(history, requests, where.offset)
+    ]
+    for one, other in combinations(spans, 2):
+        if one.start < other.end and other.start < one.end:
+            return one, other
+    return ()

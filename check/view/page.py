@@ -24,6 +24,7 @@ from check.view.columns import columns
 from check.view.finding import NOT_LINEARIZABLE, Chain, Finding, Partial, Range, around, points
 from impl.sizes import format_size
 from model.history import PENDING, RANGED, History, Operation, Value
+from model.linearizability import name_of
 
 # A text of the page lists no more requests than this; the picture shows all.
 LISTED_MAX = 40
@@ -216,12 +217,17 @@ def _table(history: History, requests: Sequence[int]) -> Iterable[str]:
         each = history.operation(index)
         where = f"{format_size(each.offset)}+{format_size(each.length)}" if each.op in RANGED else ""
         yield (
-            f'<tr data-request="{index}"><th scope="row">{escape(_name(history, index))}</th><td>{each.op}</td>'
+            f'<tr data-request="{index}"><th scope="row">{escape(_name(history, index))}</th><td>{_what(each)}</td>'
             f'<td>{where}</td><td class="value">{escape(_value(each.value))}</td><td>{escape(_outcome(each))}</td></tr>'
         )
     yield "</tbody></table>"
     if len(requests) > LISTED_MAX:
         yield f"<p>and {len(requests) - LISTED_MAX:,} more.</p>"
+
+
+def _what(operation: Operation) -> str:
+    """Its kind, and what the checker calls it where that is not its value."""
+    return operation.op if operation.op == "write" else f"{operation.op} {name_of(operation)}"
 
 
 def _name(history: History, index: int) -> str:

@@ -1116,6 +1116,9 @@
     return match ? Number(match[1]) * 1024 ** " KMGTP".indexOf(match[2].toUpperCase() || " ") : NaN;
   }
 
+  /* As the verdict's sentence calls it: r8, z9, t10. */
+  function calledAs(i) { return op(i) === "write" ? valueText(i) : `${op(i)[0]}${requests.id[i]}`; }
+
   /* Requests whose value has such a name. */
   function named(isOne) {
     const names = tables.name.map(isOne);
@@ -1127,7 +1130,7 @@
   function anything(word) {
     const exact = ["client", "id", "value", "op", "outcome"].map((key) => KEYS[key](word));
     const whole = `${word}`, at = bytes(word);
-    const isExact = (i) => exact.some((holds) => holds(i)) || nameOf(i) === whole || (isRanged(i) && requests.offset[i] === at);
+    const isExact = (i) => exact.some((holds) => holds(i)) || nameOf(i) === whole || calledAs(i) === whole || (isRanged(i) && requests.offset[i] === at);
     for (let i = 0; i < requests.count; i++) if (isExact(i)) return isExact;
     const inValue = named((name) => name.includes(word));
     const inClient = tables.client.map((name) => name.includes(word));
