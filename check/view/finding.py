@@ -130,7 +130,7 @@ def last_time(history: History) -> int:
     return max((*history.call, *(ret for ret in history.ret if ret != NEVER)), default=0)
 
 
-def around(history: History, finding: Finding, margin: int = 3) -> list[int]:
+def around(history: History, finding: Finding, margin: int = 2) -> list[int]:
     """What is cropped to: the conflict, and a few requests to the same blocks before and behind each of its own.
 
     To the same blocks, because what harmed some bytes of a block is often a request to others of it.

@@ -6,7 +6,7 @@
 (() => {
   const AXIS_PX = 26, SPAN_PX = 24, LANE_GAP_PX = 3, ROW_PAD_MIN_PX = 8, ROW_PAD_ARROWS_PX = 34, BAR_MIN_PX = 3, TEXT_MIN_PX = 26, OVERVIEW_PX = 38;
   const LANE_MIN_PX = 20, LANE_ROOMY_PX = 38, LANE_MAX_PX = 48, STEPPED_LANE_PX = 62, POINTS_MAX = 1500, BLOCKS_MAX = 512;
-  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.42, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, EDGES_MAX = 40, NEAR_PX = 3, LINES_MAX = 60;
+  const UNIT_PX = 22, LABEL_MAX_PX = 200, OPENED = 40, BELOW_SHARE = 0.36, BELOW_SHARE_FINE = 0.25, BELOW_MIN_PX = 170, EDGES_MAX = 40, NEAR_PX = 3, FEW = 80, ROUNDS = 4, GUTTER_PX = 110, LINES_MAX = 60;
   const CHANGES = new Set(["write", "zero", "trim"]);
   const SHORT = { read: "R", write: "W", zero: "Z", trim: "T", cache: "C", flush: "F", status: "S" };
   const UNRANGED = new Set(["flush"]);
@@ -136,7 +136,7 @@
     if (data.unit === "step") return `${trimmed((time + Number(data.requests.origin)).toFixed(1))}`;
     const size = Math.max(Math.abs(time), step);
     const [scale, unit] = size >= 1e9 ? [1e9, "s"] : size >= 1e6 ? [1e6, "ms"] : size >= 1e3 ? [1e3, "µs"] : [1, "ns"];
-    const digits = step ? Math.max(0, Math.min(9, Math.ceil(-Math.log10(step / scale)))) : 9;
+    const digits = step ? Math.max(0, Math.min(9, Math.ceil(-Math.log10(step / scale) - 1e-9))) : 9;
     return `${trimmed((time / scale).toFixed(scale === 1 ? 0 : digits))} ${unit}`;
   }
 
@@ -231,18 +231,34 @@
   /* Each time at which something shown happens gets some room, and each request enough for what its bar says; times
      between two of them lie between. */
   function ranks(shown, chain) {
-    const distinct = distinctTimes(shown, chain), count = distinct.length;
-    const places = new Float64Array(count);
+    const distinct = distinctTimes(shown, chain);
+    let places = roomy(shown, distinct, UNIT_PX);
+    // A few are stretched until all they say has room, if it can have.
+    const width = canvas.clientWidth - GUTTER_PX;
+    for (let round = 0; round < ROUNDS && shown.length <= FEW; round++) {
+      places = roomy(shown, distinct, Math.max(4, width / (places[places.length - 1] + 2)));
+    }
+    return Object.assign(rankIn(distinct, places), { distinct, places });
+  }
+
+  /* The places of times, if a place has so many pixels. */
+  function roomy(shown, distinct, unitPx) {
+    const count = distinct.length, places = new Float64Array(count);
     const ended = shown.filter((i) => !isPending(i)).sort((a, b) => requests.ret[a] - requests.ret[b]);
     let next = 0;
     for (let at = 0; at < count; at++) {
       places[at] = at ? places[at - 1] + 1 : 0;
       for (; next < ended.length && requests.ret[ended[next]] === distinct[at]; next++) {
         const i = ended[next], call = lowerBound(distinct, requests.call[i]);
-        if (call < at) places[at] = Math.max(places[at], places[call] + placesForLabel(i));
+        if (call < at) places[at] = Math.max(places[at], places[call] + labelPx(i) / unitPx);
       }
     }
-    const rank = (time) => {
+    return places;
+  }
+
+  function rankIn(distinct, places) {
+    const count = distinct.length;
+    return (time) => {
       const low = lowerBound(distinct, time);
       if (low === count) return count ? places[count - 1] + 0.5 : 0;
       if (distinct[low] === time) return places[low];
@@ -250,7 +266,6 @@
       const share = (time - distinct[low - 1]) / (distinct[low] - distinct[low - 1]);
       return places[low - 1] + share * (places[low] - places[low - 1]);
     };
-    return Object.assign(rank, { distinct, places });
   }
 
   function distinctTimes(shown, chain) {
@@ -265,7 +280,10 @@
     return times.subarray(0, count);
   }
 
-  function placesForLabel(i) { return Math.min(LABEL_MAX_PX, labels(i)[2].length * theme.charPx + 16) / UNIT_PX; }
+  function labelPx(i) {
+    const isFew = state.cropped, text = labels(i)[isFew && !conflict.has(i) ? 3 : 2];
+    return Math.min(isFew && !conflict.has(i) ? LABEL_MAX_PX / 2 : LABEL_MAX_PX, text.length * theme.charPx + 16);
+  }
 
   /* Points at one instant are drawn a little apart, so that their order shows. */
   function pointPlaces(chain, { place, x1 }) {
@@ -532,11 +550,13 @@
   }
 
   function ticks() {
-    if (state.mode === "time") return evenTicks(Math.max(2, Math.floor((layout.width - layout.left) / 130)));
+    if (state.mode === "time") return evenTicks(Math.max(2, Math.floor((layout.width - layout.left) / 100)));
     const { distinct, places } = layout.place, found = [];
     let at = lowerBound(places, state.from);
+    const last = Math.max(0, lowerBound(places, state.to) - 1);
+    const fine = at < last ? (distinct[last] - distinct[at]) / 1000 : 0;
     while (at < places.length && places[at] <= state.to) {
-      found.push([places[at], timeText(distinct[at])]);
+      found.push([places[at], timeText(distinct[at], fine)]);
       at = Math.max(at + 1, lowerBound(places, places[at] + 110 / pixelsPerPlace()));
     }
     return found;
@@ -865,7 +885,7 @@
   }
 
   function drawRefused(i) {
-    const rect = cut(rectOf(i)), x = rect.x + Math.min(14, rect.width / 2), y = layout.isRoomy ? rect.y + (stepsOf.size ? 36 : 29) : rect.y + rect.height / 2 - 2;
+    const rect = cut(rectOf(i)), x = rect.x + (layout.isRoomy ? Math.min(14, rect.width / 2) : -2), y = layout.isRoomy ? rect.y + (stepsOf.size ? 36 : 29) : rect.y + rect.height / 2 - 2;
     if (isCrossedAbove(i)) return drawCross(rect.x + rect.width - 14, rect.y + 14);
     return drawCross(x, y);
   }
