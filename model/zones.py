@@ -83,11 +83,15 @@ class Clusters:
 
 @dataclass(frozen=True, slots=True)
 class Refutation:
-    """Parts whose operations have no order, and why. `sides` are the two clusters, or all there is."""
+    """Parts whose operations have no order, and why. `sides` are the two clusters, or all there is.
+
+    cells: (first, behind the last) of those to look at, if not the whole group
+    """
 
     reason: str
     sides: tuple[tuple[int, ...], ...]
     parts: tuple[int, ...]
+    cells: tuple[int, int] | None = None
 
 
 def decide_cell(cell: Cell, cut: Cut, base_is_zero: bool) -> list[int] | Refutation:
