@@ -56,7 +56,7 @@ def difference(left, right):
 
 @pytest.fixture
 def serve():
-    """serve(base, *options, tcp=False, env={}, under=(), server=SERVER): a process that answers, until the test ends."""
+    """serve(base, *options, tcp=False, env={}, under=(), server=SERVER): a process that answers, ended after it."""
     servers = Servers()
     yield servers
     servers.end()

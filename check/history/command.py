@@ -1,7 +1,7 @@
 """The command `history`: its options, what it prints, its exit statuses.
 
 Errors:  `check`: exit status 0: linearizable. 1: not. 2: wrong usage, or a file that is no history. 3: unknown,
-         since the budget was spent. `record` and `levels`: 0: done. 1: could not be. 2: wrong usage. Unknown is never 0.
+         since the budget was spent. `record` and `levels`: 0: done. 1: could not be. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, 
         except StartError as error:
             click.echo(f"{name}: {error}", err=True)
             results[name] = str(error)
-    how = f"Each server was recorded {runs} times, for {seconds:g} s each, by 6 connections with 8 requests in flight each."
+    how = f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 8 requests in flight on each."
     text = "\n".join(page(results, versions(), how)) + "\n"
     if output is None:
         click.echo(text, nl=False)

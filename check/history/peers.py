@@ -228,6 +228,8 @@ def kept_by(peer: Peer, base: str, recipe: Recipe, runs: int, budget: Budget, sa
     unknown: dict[Level, None] = {}
     requests = 0
     for number in range(runs):
+        if len(refuted) == len(LEVELS):
+            break
         history = _recorded(peer, base, replace(recipe, seed=recipe.seed + number))
         requests += len(history)
         for level in LEVELS:
@@ -237,6 +239,9 @@ def kept_by(peer: Peer, base: str, recipe: Recipe, runs: int, budget: Budget, sa
             say(f"run {number + 1}, level {level}: {decision.verdict.value}")
             if decision.verdict is Verdict.NOT_LINEARIZABLE:
                 refuted[level] = (history, decision)
+                for stricter in LEVELS[: LEVELS.index(level)]:
+                    unknown.pop(stricter, None)
+                    refuted.setdefault(stricter, (history, decision))
                 continue
             if decision.verdict is Verdict.LINEARIZABLE:
                 break  # then it is so at all levels that ask for less
@@ -283,7 +288,9 @@ def page(results: Mapping[str, Kept | str], versions: Sequence[str], how: str) -
     for name, kept in results.items():
         if isinstance(kept, Kept) and kept.refuted:
             lines += ["", f"## {name}", ""]
-            for level, (history, decision) in kept.refuted.items():
+            for level, (history, decision) in sorted(kept.refuted.items(), key=lambda item: LEVELS.index(item[0])):
+                if decision.level != level:
+                    continue  # it follows from what is shown of a level that asks for less
                 assert isinstance(decision.certificate, Conflict)
                 lines += [f"Not at level {level}: {decision.why}.", "", "```"]
                 lines += [*conflict_lines(history, decision.certificate), "```", ""]
