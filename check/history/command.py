@@ -1,7 +1,7 @@
 """The command `history`: its options, what it prints, its exit statuses.
 
 Errors:  `check`: exit status 0: linearizable. 1: not. 2: wrong usage, or a file that is no history. 3: unknown,
-         since the budget was spent. `record`: 0: recorded. 1: could not be. 2: wrong usage. Unknown is never 0.
+         since the budget was spent. `record` and `levels`: 0: done. 1: could not be. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from check.history import format as history_format
+from check.history.peers import PEERS, Kept, kept_by, page, versions
 from check.history.record import Recipe, record
 from check.history.show import as_json, verdict_lines
 from check.history.workload import MIX, parse_mix
-from impl.errors import UsageError
+from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
 from impl.sizes import format_size, parse_size
 from model.budget import Budget
@@ -29,6 +31,9 @@ from model.linearizability import Decision, decide
 from model.wgl import Verdict
 
 STATUS = {Verdict.LINEARIZABLE: 0, Verdict.NOT_LINEARIZABLE: 1, Verdict.UNKNOWN: 3}
+
+LEVELS_BASE = "pattern:64M?seed=3"
+LEVELS_SLOW_BASE = f"{LEVELS_BASE}&latency=2ms&jitter=20ms"
 
 SHOW_EVERY_S = 0.1
 SECONDS_MAX = 86_400.0
@@ -72,6 +77,12 @@ Exit status:
   0  recorded
   1  could not be recorded; one line says why
   2  wrong usage
+"""
+
+
+LEVELS_HELP = """Record this project's server and others, as far as they are installed, and say which level each kept.
+
+What is printed is docs/levels.md: a table, and for each level that was not kept the few requests that show it.
 """
 
 
@@ -199,6 +210,42 @@ def record_(
     click.echo(f"{output}: {recorded.requests} requests, {recorded.events} events", err=True)
     if recorded.lost_connections:
         click.echo(f"{recorded.lost_connections} connections were lost that had not been cut", err=True)
+
+
+@history.command("levels", help=LEVELS_HELP, short_help="Which level do servers keep?", context_settings=SETTINGS)
+@click.option("-o", "--output", metavar="FILE", help="Where to; else on standard output.")
+@click.option("--only", "names", multiple=True, type=click.Choice(list(PEERS)), help="This server; repeatable.")
+@click.option("--runs", type=click.IntRange(1, 1000), default=3, metavar="N", help="Of each; default 3.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, metavar="S", help="Of each run; default 5.")
+@click.option(
+    "--budget-s", type=click.FloatRange(0, SECONDS_MAX), default=60.0, metavar="S", help="Of each verdict; 60."
+)
+def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, budget_s: float) -> None:
+    """Record servers one by one, and print the page."""
+    signal.signal(signal.SIGTERM, _leave)
+    recipe = Recipe(uri="", seconds=seconds, base=LEVELS_BASE)
+    results: dict[str, Kept | str] = {}
+    for name in names or PEERS:
+        try:
+            results[name] = kept_by(
+                PEERS[name], LEVELS_SLOW_BASE, recipe, runs, Budget(seconds=budget_s), _say_of(name)
+            )
+        except StartError as error:
+            click.echo(f"{name}: {error}", err=True)
+            results[name] = str(error)
+    how = f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 8 requests in flight on each."
+    text = "\n".join(page(results, versions(), how)) + "\n"
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StartError(f"{output}: cannot be written: {error.strerror}") from None
+
+
+def _say_of(name: str) -> Callable[[str], None]:
+    return lambda text: click.echo(f"{name}: {text}", err=True)
 
 
 def _leave(*_: object) -> NoReturn:

@@ -51,12 +51,18 @@ def conflict_lines(history: History, conflict: Conflict) -> list[str]:
         rows.append((f"{(t - begun) / NS_PER_MS:.3f}", cells))
     never = [operation for operation in operations if operation.outcome == PENDING]
     lines = [
-        f"These {len(operations)} requests have no order, as to bytes [{conflict.start}, {conflict.end}):",
+        f"{_these(operations)}, as to bytes [{conflict.start}, {conflict.end}):",
         "",
         *_columns(rows),
         *(f"{name_of(operation)} was never answered" for operation in never),
     ]
     return [line.rstrip() for line in lines]
+
+
+def _these(operations: Sequence[Operation]) -> str:
+    if len(operations) == 1:
+        return "This request has no place in any order"
+    return f"These {len(operations)} requests have no order"
 
 
 def _columns(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
