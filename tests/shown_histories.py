@@ -62,7 +62,7 @@ def linearizable(count=200, **options):
     return history, Finding(LINEARIZABLE, "request", words, chains=(Chain(order),))
 
 
-def lost_update(around=120, seed=3, level="sector"):
+def lost_update(around=120, seed=3, level="request"):
     """A write that was answered, and then is not there: in the midst of requests with which all is well."""
     history, _ = simulated(around, seed=seed, in_flight=2)
     where = Range(4 * BLOCK, BLOCK)

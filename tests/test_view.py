@@ -37,7 +37,7 @@ from check.view.page import Picture, page
 from check.view.partial import longest
 from check.view.story import picture_of
 from impl.errors import UsageError
-from model.history import BASE, NEVER, OK, OPS, PENDING, ZERO, History, Operation
+from model.history import BASE, LEVELS, NEVER, OK, OPS, PENDING, ZERO, History, Operation
 from model.linearizability import decide
 
 REPLAY = "bitmap-lock:request:N:0::65536,65536:write 0+512 | write 0+64K:A5B2A3B2"
@@ -156,9 +156,16 @@ def test_the_values_that_would_have_to_be_there_at_one_time_are_those_of_the_con
     assert {history.id[each] for each in found.conflict} == {9002, 9003, 9004}
 
 
-def test_each_part_of_a_linearizable_history_has_its_order():
+def test_what_covers_several_bytes_is_shown_as_a_circle_of_what_has_to_be_first():
+    found = finding(TORN_REQUEST, "request")
+    assert (found.verdict, found.spans) == (NOT_LINEARIZABLE, ())
+    assert [(edge.before, edge.after) for edge in found.edges] == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_part_of_a_linearizable_history_has_its_order(level):
     history, _ = simulated(300)
-    found = finding(history, "sector")
+    found = finding(history, level)
     assert found.verdict == LINEARIZABLE
     for chain in found.chains:
         assert points(history, chain.requests) == sorted(points(history, chain.requests))
@@ -361,11 +368,12 @@ def view(*arguments, status=0):
 
 
 def test_a_file_becomes_a_page(history_file, tmp_path):
-    view(history_file, "--level", "sector", "-o", tmp_path / "page.html")
+    view(history_file, "-o", tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert len(data_in(text)["requests"]["op"]) == 20
     assert data_in(text)["verdict"] == LINEARIZABLE
-    assert text == view(history_file, "--level", "sector", "-o", "-")
+    assert text == view(history_file, "-o", "-")
+    assert text != view(history_file, "--level", "sector", "-o", "-")
 
 
 def test_a_page_without_a_verdict_says_so(history_file):
@@ -845,6 +853,26 @@ def test_steps_stand_within_their_requests_in_the_order_in_which_they_were_made(
     for step, rect in zip(picture.steps, rects, strict=True):
         bar = shown.ask("getRect", step.request)
         assert bar["x"] <= rect["x"] + rect["width"] / 2 <= bar["x"] + bar["width"]
+
+
+def test_a_circle_is_drawn_and_explained(shown):
+    shown.open(Picture("circle", TORN_REQUEST, finding(TORN_REQUEST, "request")))
+    assert shown.element("#legend-edge").is_displayed()
+    shown.click_on(1)
+    assert "Before a #1: it returned base, which the other overwrites." in shown.text("#selected")
+
+
+def test_each_part_of_the_device_has_an_order_to_choose(shown):
+    history, _ = simulated(100)
+    found = finding(history, "sector")
+    shown.open(Picture("parts", history, found))
+    for at in (0, len(found.chains) - 1):
+        shown.choose("#order", at)
+        assert shown.ask("getOrder") == list(found.chains[at].requests)
+    shown.choose("#order", -1)
+    assert shown.ask("getOrder") == []
+    shown.choose("#block", 1)
+    assert BLOCK <= found.chains[int(shown.element("#order").get_attribute("value"))].range.offset < 2 * BLOCK
 
 
 def test_what_is_selected_is_told_to_who_cannot_see_it(conflict_page):
