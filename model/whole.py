@@ -563,9 +563,9 @@ class Few:
 
     def __init__(self, found: Cut, cells: list[Cell], base_is_zero: bool, parts: set[int]) -> None:
         self.found, self.base_is_zero = found, base_is_zero
-        whose = {found.names[part]: part for cell in cells for part in cell.writes}
         self.writers: dict[int, set[int]] = {}
         for cell in cells:
+            whose = {found.names[part]: part for part in cell.writes}  # Each cell has its own part of a failed request.
             for part, value in zip(cell.reads, cell.read_values, strict=True):
                 if part in parts and value in whose:
                     self.writers.setdefault(part, set()).add(whose[value])
