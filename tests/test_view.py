@@ -172,6 +172,14 @@ def test_each_part_of_a_linearizable_history_has_its_order(level):
     assert {index for chain in found.chains for index in chain.requests} == set(range(len(history)))
 
 
+def test_reads_that_no_rule_can_judge_are_counted():
+    """A read of what a trim left, where a trim promises nothing."""
+    operations = [Operation("a", 1, "trim", 0, 4096, 0, 5, OK), read("a", 2, 6, 7, ("?", 4096))]
+    found = finding(history_of(*operations, trim_reads_zero=False), "request")
+    assert found.verdict == LINEARIZABLE
+    assert "Of 1 reads" in found.words
+
+
 @pytest.mark.parametrize("history", [LOST, NEVER_WRITTEN])
 def test_a_verdict_is_shown_as_the_checker_gave_it(history):
     decision = decide(history, "sector")

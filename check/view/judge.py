@@ -14,7 +14,7 @@ from check.view.circle import circle, clusters_at, value_at
 from check.view.finding import Chain, Finding, Range, Span, Verdict, last_time
 from check.view.partial import longest
 from model.certificate import Conflict, Order
-from model.history import History
+from model.history import History, Level
 from model.linearizability import Decision
 
 
@@ -23,7 +23,8 @@ def finding_of(history: History, decision: Decision) -> Finding:
     verdict = next(each for each in get_args(Verdict) if each == decision.verdict.value)
     finding = Finding(verdict, decision.level, sentence(decision.why))
     if isinstance(decision.certificate, Order):
-        return replace(finding, chains=_chains(decision.certificate))
+        chains = _chains(decision.certificate)
+        return replace(finding, chains=chains, words=_in_order(decision.level, len(chains), decision.certificate))
     if isinstance(decision.certificate, Conflict):
         return _with_conflict(history, finding, decision.certificate)
     return finding
@@ -34,13 +35,34 @@ def sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
+# What takes effect at an instant.
+UNITS: dict[Level, str] = {
+    "request": "Each request as a whole",
+    "block": "What each request does to a block",
+    "sector": "What each request does to a sector",
+}
+
+
+def _in_order(level: Level, parts: int, order: Order) -> str:
+    orders = ("there is nothing to put in order", "here is an order")[min(parts, 1)]
+    if parts > 1:
+        orders = f"here are orders, one for each of {parts:,} parts of the device"
+    words = f"{UNITS[level]} takes effect at an instant between its invocation and its answer: {orders}."
+    unchecked = len({request for _, request in order.unchecked})
+    if unchecked:
+        words += f" Of {unchecked:,} reads, what a trim that promises nothing may have left was not looked at."
+    return words
+
+
 def _chains(order: Order) -> tuple[Chain, ...]:
+    """The orders; if there is but one, it is of all that was touched."""
     edges = order.edges
-    return tuple(
+    chains = [
         Chain(tuple(each.operations), Range(edges[each.first], edges[each.end] - edges[each.first]))
         for each in order.sequences
         if each.operations
-    )
+    ]
+    return (replace(chains[0], range=None),) if len(chains) == 1 else tuple(chains)
 
 
 def _with_conflict(history: History, finding: Finding, conflict: Conflict) -> Finding:
