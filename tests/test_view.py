@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from servers import ROOT, need, refuse, run
 from shown_histories import BLOCK, linearizable, lost_update, simulated
 
-from check.explore.replay import parse_replay, play
-from check.explore.search import Machine
+from check.explore.programs import make_program, parse_program
+from check.explore.replay import format_replay, parse_replay, play
+from check.explore.search import DONE, Machine, Question
 from check.explore.show import columns as shown_columns
+from check.explore.subjects import KINDS, Modes
 from check.history.format import save
 from check.view.circle import circle
 from check.view.columns import EXACT_MAX, columns
@@ -359,6 +361,50 @@ def test_what_a_device_holds_in_the_end_is_shown_as_a_read_of_it():
 def test_a_schedule_with_which_nothing_is_wrong_is_not_called_linearizable():
     """One schedule of many says nothing of the others."""
     assert picture_of(HARMLESS).finding.verdict == NOT_CHECKED
+
+
+# (subject, program, initial states, how many operations may fail)
+SCHEDULES = [
+    ("overlay", "write 0+512 | read 0+64K ; trim 0+64K", "N", 1),
+    ("overlay", "zero 0+64K | status 0+128K | cache 0+512", "TA", 0),
+    ("overlay-with-lock", "write 0+512 | flush", "N", 0),
+    ("overlay-served", "write 0+512 | read 0+64K", "A", 1),
+    ("lock-alone", "write 0+64K | write 0+64K", "N", 0),
+    ("bitmap-lock-two-bits", "read 0+64K | write 64K+512", "NN", 0),
+]
+
+
+@pytest.mark.parametrize(("subject", "program", "initial", "faults"), SCHEDULES, ids=[each[0] for each in SCHEDULES])
+@given(data=st.data())
+def test_any_schedule_of_any_subject_can_be_shown(subject, program, initial, faults, data):
+    question = Question(
+        KINDS[subject], make_program(parse_program(program), initial), "request", Modes(True, True), faults
+    )
+    machine = Machine(question)
+    moves, state = [], machine.first
+    while ways := list(ways_on(machine, state)):
+        move, state, wrong = data.draw(st.sampled_from(ways))
+        moves.append(move)
+        if wrong:
+            break
+    replay = format_replay(question, moves)
+    picture = picture_of(replay)
+    told = data_in(page(picture))
+    printed = shown_columns(machine, play(machine, moves)).splitlines()[1:]
+    assert told["steps"]["text"] == [line.strip() for line in printed]
+    assert len(told["requests"]["op"]) >= len({step.request for step in picture.steps})
+    assert (picture.finding.verdict == NOT_LINEARIZABLE) == bool(play(machine, moves).wrong)
+
+
+def ways_on(machine, state):
+    """Each move that can be made now, the state after it, and what is wrong then."""
+    world, places, monitor = state
+    for client, place in enumerate(places):
+        for choice, step in enumerate(() if place == DONE else machine.steps(world, place)):
+            after, wrong = machine.judged(monitor, step.events)
+            node = machine.after(client, place, step.node)
+            new = (step.world, (*places[:client], node, *places[client + 1 :]), after)
+            yield (client, choice), new, wrong or step.wrong
 
 
 # The command.
