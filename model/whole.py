@@ -350,7 +350,10 @@ class Schedule:
         self.entered = 0  # How many, by invocation, could be taken as far as time goes.
         self.optional_entered = 0
         self.ready: list[tuple[int, int]] = []  # Writes, by urgency.
+        self.ready_unread: list[int] = []  # Of these, the ones whose value nobody reads.
         self.ready_reads: list[int] = []
+        counts = group.read_count
+        self.unread = {part for part, on in group.writes.items() if not any(counts[at][k] for at, k in on)}
         self.latest = -NEVER
         self.deepest = 0
         self.stuck_at = 0
@@ -457,14 +460,11 @@ class Schedule:
             if self.call[part] > limit:
                 break
             self.entered += 1
-            if part in group.writes or part in group.zero_writes:
-                insort(self.ready, (self.ret[part], part))
-            else:
-                self.ready_reads.append(part)
+            self._come_in(part)
         while self.optional_entered < len(self.optional) and self.call[self.optional[self.optional_entered]] <= limit:
             part = self.optional[self.optional_entered]
             self.optional_entered += 1
-            insort(self.ready, (self.ret[part], part))
+            self._come_in(part)
 
     def _take_what_is_harmless(self) -> None:
         moved = True
@@ -477,7 +477,7 @@ class Schedule:
                     moved = True
                     break
             if not moved:
-                for _, part in self.ready:
+                for part in self.ready_unread:
                     if self._is_harmless(part):
                         self._take(part)
                         moved = True
@@ -503,12 +503,12 @@ class Schedule:
 
     def _is_harmless(self, part: int) -> bool:
         """Whether a write can be taken at once: nobody reads it, or what it overwrites."""
-        on = self.group.writes.get(part)
-        if on is None:
-            return False
-        for at, number in on:
+        for at, _ in self.group.writes[part]:
             held = self.held[at]
-            if self.group.read_count[at][number] or (held == ZEROED and self.zero_reads_left[at]):
+            if held >= 0:
+                if self.reads_left[at][held]:
+                    return False
+            elif held == ZEROED and self.zero_reads_left[at]:
                 return False
         return self._may_come(part) and self._keeps_optional(part)
 
@@ -608,7 +608,7 @@ class Schedule:
         self.done.add(part)
         self.latest = max(self.latest, self.call[part])
         if part in group.writes or part in group.zero_writes:
-            self.ready.remove((self.ret[part], part))
+            self._leave(part)
             for at, number in group.writes.get(part, ()):
                 before.append((at, self.held[at]))
                 self.held[at] = number
@@ -664,10 +664,7 @@ class Schedule:
     def _move_marks_back(self, part: int) -> None:
         """The marks stand where they stood; what had come in since is let in again when its time comes."""
         group = self.group
-        if part in group.writes or part in group.zero_writes:
-            insort(self.ready, (self.ret[part], part))
-        else:
-            self.ready_reads.append(part)
+        self._come_in(part)
         if part not in group.found.optional or part not in self.optional:
             self.low_call = min(self.low_call, self._place_by_call(part))
             self.low_ret = min(self.low_ret, self._place_by_ret(part))
@@ -679,10 +676,19 @@ class Schedule:
             self.optional_entered -= 1
             self._leave(self.optional[self.optional_entered])
 
+    def _come_in(self, part: int) -> None:
+        if part in self.group.writes or part in self.group.zero_writes:
+            insort(self.ready, (self.ret[part], part))
+            if part in self.unread:
+                self.ready_unread.append(part)
+        else:
+            self.ready_reads.append(part)
+
     def _leave(self, part: int) -> None:
-        group = self.group
-        if part in group.writes or part in group.zero_writes:
-            self.ready.remove((self.ret[part], part))
+        if part in self.group.writes or part in self.group.zero_writes:
+            del self.ready[bisect_left(self.ready, (self.ret[part], part))]
+            if part in self.unread:
+                self.ready_unread.remove(part)
         else:
             self.ready_reads.remove(part)
 
