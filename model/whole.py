@@ -35,15 +35,18 @@ from dataclasses import replace
 
 from model.budget import Budget, Meter
 from model.cells import Cell, Cut
-from model.history import NEVER
+from model.history import BASE, NEVER
 from model.zones import NOBODY, Refutation, cluster, decide_cell
 
-WINDOWS = (16, 48, 128, 384)
+WINDOWS = (32, 96, 288)
 # Up to so many requests a window is searched exhaustively, with so many steps.
 SEARCHED_MAX = 48
 SEARCHED = Budget(steps=20_000, seconds=5.0, entries=20_000)
 # After so many steps back without getting further, look closely.
-PATIENCE = 500
+PATIENCE = 40
+# How often intervals are made narrower by zones.
+ROUNDS, ROUNDS_OF_MANY, MANY = 50, 4, 20_000
+ROUNDS_OF_READS = 3
 
 
 def decide_group(found: Cut, first: int, end: int, base_is_zero: bool, meter: Meter) -> list[int] | Refutation | None:
@@ -56,27 +59,30 @@ def decide_group(found: Cut, first: int, end: int, base_is_zero: bool, meter: Me
     group = Group(found, cells, base_is_zero)
     schedule = Schedule(group, meter)
     patience = PATIENCE
+    schedule.exhausted = group.hopeless
     while True:
-        order = schedule.run(patience)
+        order = None if group.hopeless else schedule.run(patience)
         if order is not None:
             return order
         if schedule.exhausted:
-            few = Few(found, cells, base_is_zero, set(group.needed))
+            few = Few(group, set(group.needed))
             cyclic = len(group.needed) <= WINDOWS[-1] and few.implies_a_cycle(few.droppable())
             return few.refutation(few.implies_a_cycle if cyclic else few.has_no_order)
-        stuck = _look_closely(cells, schedule, patience > PATIENCE)
-        if stuck is not None:
-            return stuck
+        seen = _look_closely(schedule, patience > PATIENCE)
+        if isinstance(seen, Refutation):
+            return seen
         if meter.spent:
             return None
-        patience *= 4
+        patience = PATIENCE if seen else 4 * patience
 
 
 class Group:
     """What is known of some parts on some cells, in columns by part and by cell.
 
     parts:    by invocation; `needed` those that must happen
-    urgent:   when a part must have happened at the latest
+    first:    by write, clusters that have to be complete before it, as reads say
+    low, high: between which times a part must take effect, by its own interval and by zones
+    hopeless: whether some part has no time left
     zero_at_first: places of cells that are taken to be zero, whatever the base is
     """
 
@@ -92,20 +98,29 @@ class Group:
         self.writes: dict[int, list[tuple[int, int]]] = {}  # By write: (cell, cluster).
         self.reads: dict[int, list[tuple[int, int]]] = {}
         # By cell, in the order of f: f of each cluster; and by cluster: place in that order, s, how many are in it.
-        self.f_in_order: list[list[int]] = []
         self.by_f: list[list[int]] = []
         self.place: list[list[int]] = []
         self.f: list[list[int]] = []
         self.s: list[list[int]] = []
         self.read_count: list[list[int]] = []
         self.zero_read_count: list[int] = []
+        # By cell and cluster: its write and reads, without those that may be left out; and by cell, zero operations.
+        self.members: list[list[list[int]]] = []
+        self.writer: list[list[int]] = []
+        self.zeroes: list[list[int]] = []
         for at, cell in enumerate(cells):
             self._add(at, cell)
         parts = {*self.writes, *self.reads, *self.zero_reads, *self.zero_writes}
         self.parts = sorted(parts, key=lambda part: (found.call[part], part))
         wanted = {part for part, on in self.writes.items() if any(self.read_count[at][k] for at, k in on)}
         self.needed = [part for part in self.parts if part not in found.optional or part in wanted]
-        self.urgent = self._urgency()
+        self._forget_what_may_be_left_out()
+        self.first: dict[int, dict[tuple[int, int], None]] = {}
+        self._see_what_reads_imply()
+        self.low = {part: found.call[part] for part in self.parts}
+        self.high = {part: found.ret[part] for part in self.parts}
+        self.hopeless = self._tighten()
+        self._sort()
 
     def _add(self, at: int, cell: Cell) -> None:
         found = self.found
@@ -127,64 +142,182 @@ class Group:
             self.zero_reads.setdefault(part, []).append(at)
         for part in cell.zero_writes:
             self.zero_writes.setdefault(part, []).append(at)
-        by_f = sorted(range(len(clusters.write)), key=clusters.f.__getitem__)
-        place = [0] * len(by_f)
-        for where, number in enumerate(by_f):
-            place[number] = where
-        self.by_f.append(by_f)
-        self.place.append(place)
-        self.f_in_order.append([clusters.f[number] for number in by_f])
+        members: list[list[int]] = [[part] if part != NOBODY else [] for part in clusters.write]
+        for part, number in zip(cell.reads, clusters.number_of, strict=True):
+            members[number].append(part)
+        self.members.append(members)
+        self.writer.append(list(clusters.write))
+        self.zeroes.append([*cell.zero_writes, *cell.zero_reads])
         self.f.append(clusters.f)
         self.s.append(clusters.s)
         self.read_count.append(clusters.read_count)
         self.zero_read_count.append(len(cell.zero_reads))
 
-    def _urgency(self) -> dict[int, int]:
-        """By when each part must have happened: by its end, and before anything that has to come after it.
+    def _forget_what_may_be_left_out(self) -> None:
+        """Nothing follows from when something happened that perhaps did not."""
+        needed = set(self.needed)
+        if len(needed) < len(self.parts):
+            for at, members in enumerate(self.members):
+                self.members[at] = [[part for part in of if part in needed] for of in members]
+                self.zeroes[at] = [part for part in self.zeroes[at] if part in needed]
+                for number, of in enumerate(members):
+                    if not self.members[at][number] and of:
+                        self.f[at][number], self.s[at][number] = NEVER, -NEVER
 
-        Three rounds of this: it only says what to try first.
+    def _sort(self) -> None:
+        for f in self.f:
+            by_f = sorted(range(len(f)), key=f.__getitem__)
+            place = [0] * len(by_f)
+            for where, number in enumerate(by_f):
+                place[number] = where
+            self.by_f.append(by_f)
+            self.place.append(place)
+
+    def _see_what_reads_imply(self) -> None:
+        """A read that saw v on one cell and w on another that v covers too: v came before w.
+
+        So did everything that is known to have come before v, and covers that cell.
         """
-        ret = self.found.ret
-        urgent = {part: ret[part] for part in self.parts}
-        for _ in range(3):
-            least: list[list[int]] = [[NEVER] * len(of) for of in self.f]
-            for part, on in self.reads.items():
-                when = urgent[part]
-                for at, number in on:
-                    least[at][number] = min(least[at][number], when)
-            for part, on in self.writes.items():
-                urgent[part] = min(urgent[part], *[least[at][number] for at, number in on])
-            self._before_what_follows(urgent, least)
-        return urgent
+        cluster_on = {part: dict(on) for part, on in self.writes.items()}
+        seen: list[list[tuple[int, int, int]]] = []  # By read: (cell, cluster, write), if there is more than one write.
+        for on in self.reads.values():
+            whose = [(at, number, self._writer(at, number)) for at, number in on]
+            if len({write for _, _, write in whose}) > 1:
+                seen.append(whose)
+        known: dict[int, dict[int, None]] = {}  # By write: those before it.
+        for _ in range(ROUNDS_OF_READS):
+            news = False
+            for whose in seen:
+                writes = dict.fromkeys(write for _, _, write in whose if write != NOBODY)
+                earlier = dict(writes)
+                for write in writes:
+                    earlier.update(known.get(write, {}))
+                for at, _, write in whose:
+                    for other in earlier:
+                        if write not in (other, NOBODY) and at in cluster_on[other]:
+                            before = known.setdefault(write, {})
+                            if other not in before:
+                                before[other] = None
+                                self.first.setdefault(write, {})[at, cluster_on[other][at]] = None
+                                news = True
+            if not news:
+                break
 
-    def _before_what_follows(self, urgent: dict[int, int], least: list[list[int]]) -> None:
-        """A cluster that has to be complete before others begin is as urgent as they are."""
-        starts: list[list[int]] = [[NEVER] * len(of) for of in self.f]
-        for part, on in self.writes.items():
-            for at, number in on:
-                starts[at][number] = urgent[part]
-        follow: list[list[int]] = []
-        for at, s in enumerate(self.s):
-            by_s = sorted(range(len(s)), key=s.__getitem__)
-            s_in_order = [s[number] for number in by_s]
-            # The two most urgent from each place on: one may be the cluster itself.
-            best, second = [NEVER] * (len(s) + 1), [NEVER] * (len(s) + 1)
-            whose = [NOBODY] * (len(s) + 1)
-            for where in range(len(s) - 1, -1, -1):
-                number = by_s[where]
-                when = starts[at][number]
-                best[where], second[where], whose[where] = best[where + 1], second[where + 1], whose[where + 1]
-                if when < best[where]:
-                    best[where], second[where], whose[where] = when, best[where], number
-                elif when < second[where]:
-                    second[where] = when
-            follow.append([NEVER] * len(s))
-            for number, f in enumerate(self.f[at]):
-                where = bisect_right(s_in_order, f)
-                follow[at][number] = second[where] if whose[where] == number else best[where]
-        for of in (self.reads, self.writes):
-            for part, on in of.items():
-                urgent[part] = min(urgent[part], *[follow[at][number] for at, number in on])
+    def learn(self, implied: Implied) -> bool:
+        """Keep which writes come before which others on a cell, as a few requests imply; whether that was news."""
+        news = False
+        place = {part: at for at, part in enumerate(implied.by_call)}
+        writers: dict[int, int] = {}
+        for part, at in place.items():
+            for cell, _ in self.writes.get(part, ()):
+                writers[cell] = writers.get(cell, 0) | 1 << at
+        for part, at in place.items():
+            for on in self.writes.get(part, ()):
+                rest = implied.after[at] & writers[on[0]]
+                while rest:
+                    bit = rest & -rest
+                    rest ^= bit
+                    known = self.first.setdefault(implied.by_call[bit.bit_length() - 1], {})
+                    if on not in known:
+                        known[on] = None
+                        news = True
+        return news
+
+    def _writer(self, at: int, number: int) -> int:
+        """The write of a cluster; NOBODY if it is the base's."""
+        return self.writer[at][number]
+
+    def _tighten(self) -> bool:
+        """Move the ends of each part's interval to where zones leave it; whether any interval vanishes.
+
+        A cluster that comes before another ends by the other's f, and the other begins after its s: that moves f and s
+        on other cells that the same requests cover, and so on. A few rounds do; it need not be a fixpoint.
+        """
+        rounds = ROUNDS if len(self.parts) < MANY else ROUNDS_OF_MANY
+        cells = set(range(len(self.cells)))
+        for _ in range(rounds):
+            moved: set[int] = set()
+            for at in sorted(cells):
+                moved.update(self._tighten_cell(at))
+            moved.update(self._tighten_by_reads())
+            if any(self.low[part] > self.high[part] for part in moved):
+                return True
+            cells = {at for part in moved for at in self._cells_of(part)}
+            if not cells:
+                break
+        return False
+
+    def _tighten_by_reads(self) -> list[int]:
+        low, high, moved = self.low, self.high, []
+        for part, clusters in self.first.items():
+            for at, number in clusters:
+                for other in self.members[at][number]:
+                    if low[part] < low[other]:
+                        low[part] = low[other]
+                        moved.append(part)
+                    if high[other] > high[part]:
+                        high[other] = high[part]
+                        moved.append(other)
+        return moved
+
+    def _cells_of(self, part: int) -> list[int]:
+        pairs = (*self.writes.get(part, ()), *self.reads.get(part, ()))
+        return [at for at, _ in pairs] + [*self.zero_reads.get(part, ()), *self.zero_writes.get(part, ())]
+
+    def _tighten_cell(self, at: int) -> list[int]:
+        """The same on one cell; the parts that moved."""
+        low, high = self.low, self.high
+        members = self.members[at]
+        f, s = self.f[at], self.s[at]
+        for number, of in enumerate(members):
+            for part in of:
+                if high[part] < f[number]:  # noqa: PLR1730 - as in zones.py
+                    f[number] = high[part]
+                if low[part] > s[number]:  # noqa: PLR1730
+                    s[number] = low[part]
+        # A zero operation is a cluster by itself here: what it says of other zero operations is true of any two.
+        zeroes = self.zeroes[at]
+        count = len(f)
+        fs = f + [high[part] for part in zeroes]
+        ss = s + [low[part] for part in zeroes]
+        by_f = sorted(range(len(fs)), key=fs.__getitem__)
+        by_s = sorted(range(len(ss)), key=ss.__getitem__, reverse=True)
+        after = _bounds(by_f, by_s, fs, ss)
+        # The same backwards in time.
+        before = _bounds(by_s, by_f, [-time for time in ss], [-time for time in fs])
+        moved = []
+        for number in range(len(fs)):
+            since, until = after[number], -before[number]
+            if since <= -NEVER and until >= NEVER:
+                continue
+            for part in members[number] if number < count else (zeroes[number - count],):
+                if low[part] < since:
+                    low[part] = since
+                    moved.append(part)
+                if high[part] > until:
+                    high[part] = until
+                    moved.append(part)
+        return moved
+
+
+def _bounds(by_f: list[int], by_s: list[int], f: list[int], s: list[int]) -> list[int]:
+    """For each cluster B the greatest s of any other, A, with f(A) < s(B). Both lists are sorted: f up, s down."""
+    found = [-NEVER] * len(f)
+    best = second = -NEVER
+    whose = NOBODY
+    where = 0
+    for number in reversed(by_s):
+        limit = s[number]
+        while where < len(by_f) and f[by_f[where]] < limit:
+            other = by_f[where]
+            when = s[other]
+            if when > best:
+                best, second, whose = when, best, other
+            elif when > second:
+                second = when
+            where += 1
+        found[number] = second if whose == number else best
+    return found
 
 
 def _restricted(cell: Cell, only: set[int]) -> Cell:
@@ -209,10 +342,11 @@ class Schedule:
         self.group = group
         self.meter = meter
         self.exhausted = False
-        found = group.found
-        self.call, self.ret = found.call, found.ret
-        self.needed_by_call = group.needed
-        self.needed_by_ret = sorted(group.needed, key=found.ret.__getitem__)
+        self.call, self.ret = group.low, group.high
+        self.needed_by_call = sorted(group.needed, key=lambda part: (group.low[part], part))
+        self.needed_by_ret = sorted(group.needed, key=lambda part: (group.high[part], part))
+        self.place_by_call = {part: at for at, part in enumerate(self.needed_by_call)}
+        self.place_by_ret = {part: at for at, part in enumerate(self.needed_by_ret)}
         needed = set(group.needed)
         self.optional = [part for part in group.parts if part not in needed and part in group.zero_writes]
         self.done: set[int] = set()
@@ -221,7 +355,10 @@ class Schedule:
         self.entered = 0  # How many, by invocation, could be taken as far as time goes.
         self.optional_entered = 0
         self.ready: list[tuple[int, int]] = []  # Writes, by urgency.
+        self.ready_unread: list[int] = []  # Of these, the ones whose value nobody reads.
         self.ready_reads: list[int] = []
+        counts = group.read_count
+        self.unread = {part for part, on in group.writes.items() if not any(counts[at][k] for at, k in on)}
         self.latest = -NEVER
         self.deepest = 0
         self.stuck_at = 0
@@ -282,6 +419,15 @@ class Schedule:
                 self._take(after[1])
                 return None
 
+    def back_to_before(self, parts: Set[int]) -> None:
+        """Undo until none of these is taken."""
+        places = [at for at, part in enumerate(self.order) if part in parts]
+        length = min(places, default=len(self.order))
+        while self.choices and self.choices[-1][0] >= length:
+            self.choices.pop()
+        while len(self.order) > length:
+            self._put_back()
+
     def _go_back(self) -> bool:
         """Remember that this led nowhere, and undo the last choice; whether there was one."""
         if self.choices:
@@ -296,7 +442,8 @@ class Schedule:
 
     def _configuration(self) -> object:
         """All that matters for what can still come."""
-        beyond = frozenset(self.needed_by_call[at] for at in range(self.low_call, self.entered) if self._is_done(at))
+        window = self.needed_by_call[self.low_call : self.entered]
+        beyond = frozenset(part for part in window if part in self.done)
         used = frozenset(part for part in self.optional[: self.optional_entered] if part in self.done)
         live = tuple(
             (at, held)
@@ -305,28 +452,21 @@ class Schedule:
         )
         return self.low_call, beyond, used, live
 
-    def _is_done(self, at: int) -> bool:
-        return self.needed_by_call[at] in self.done
-
     # What may come next.
 
     def _enter(self) -> None:
         """Let in what was invoked before the first of those left returned."""
         limit = self.ret[self.needed_by_ret[self.low_ret]] if self.low_ret < len(self.needed_by_ret) else NEVER
-        group = self.group
         while self.entered < len(self.needed_by_call):
             part = self.needed_by_call[self.entered]
             if self.call[part] > limit:
                 break
             self.entered += 1
-            if part in group.writes or part in group.zero_writes:
-                insort(self.ready, (group.urgent[part], part))
-            else:
-                self.ready_reads.append(part)
+            self._come_in(part)
         while self.optional_entered < len(self.optional) and self.call[self.optional[self.optional_entered]] <= limit:
             part = self.optional[self.optional_entered]
             self.optional_entered += 1
-            insort(self.ready, (group.urgent[part], part))
+            self._come_in(part)
 
     def _take_what_is_harmless(self) -> None:
         moved = True
@@ -339,7 +479,7 @@ class Schedule:
                     moved = True
                     break
             if not moved:
-                for _, part in self.ready:
+                for part in self.ready_unread:
                     if self._is_harmless(part):
                         self._take(part)
                         moved = True
@@ -365,12 +505,12 @@ class Schedule:
 
     def _is_harmless(self, part: int) -> bool:
         """Whether a write can be taken at once: nobody reads it, or what it overwrites."""
-        on = self.group.writes.get(part)
-        if on is None:
-            return False
-        for at, number in on:
+        for at, _ in self.group.writes[part]:
             held = self.held[at]
-            if self.group.read_count[at][number] or (held == ZEROED and self.zero_reads_left[at]):
+            if held >= 0:
+                if self.reads_left[at][held]:
+                    return False
+            elif held == ZEROED and self.zero_reads_left[at]:
                 return False
         return self._may_come(part) and self._keeps_optional(part)
 
@@ -378,6 +518,9 @@ class Schedule:
         """Whether a write may be next: all clusters before its own are complete, and so is what it overwrites."""
         if self.ret[part] < self.latest:
             return False
+        for at, number in self.group.first.get(part, ()):
+            if self.unwritten[at][number] or self.reads_left[at][number]:
+                return False
         for at, number in self.group.writes.get(part, ()):
             held = self.held[at]
             if held >= 0 and self.reads_left[at][held]:
@@ -388,7 +531,29 @@ class Schedule:
             held = self.held[at]
             if held >= 0 and self.reads_left[at][held]:
                 return False
-        return True
+        return not any(self._locks_up(part, at, number) for at, number in self.group.writes.get(part, ()))
+
+    def _locks_up(self, part: int, at: int, number: int) -> bool:
+        """Whether a write, taken now, could have neither its reads taken nor be overwritten.
+
+        A read of it waits for another cell to be overwritten, which waits for a read, which waits for something to be
+        written over this write.
+        """
+        group = self.group
+        for read in group.members[at][number]:
+            if read == part:
+                continue
+            for other, wanted in group.reads[read]:
+                held = self.held[other]
+                if other == at or held in (wanted, NOBODY, ZEROED) or not self.reads_left[other][held]:
+                    continue
+                for waits in group.members[other][held]:
+                    if waits in self.done or waits not in group.reads:
+                        continue
+                    for there, cluster_there in group.reads[waits]:
+                        if there == at and cluster_there != number and self.unwritten[at][cluster_there]:
+                            return True
+        return False
 
     def _complete_before(self, at: int, number: int) -> bool:
         """Whether all clusters of a cell that must come before this one are complete."""
@@ -410,7 +575,7 @@ class Schedule:
         ready = self.ready
         if self.optional:
             # A read that fits is here only because something optional would come too late after it.
-            reads = [(group.urgent[part], part) for part in self.ready_reads if self._read_fits(part)]
+            reads = [(self.ret[part], part) for part in self.ready_reads if self._read_fits(part)]
             ready = sorted(ready + reads)
         for choice in ready[0 if after is None else bisect_right(ready, after) :]:
             part = choice[1]
@@ -445,7 +610,7 @@ class Schedule:
         self.done.add(part)
         self.latest = max(self.latest, self.call[part])
         if part in group.writes or part in group.zero_writes:
-            self.ready.remove((group.urgent[part], part))
+            self._leave(part)
             for at, number in group.writes.get(part, ()):
                 before.append((at, self.held[at]))
                 self.held[at] = number
@@ -501,13 +666,10 @@ class Schedule:
     def _move_marks_back(self, part: int) -> None:
         """The marks stand where they stood; what had come in since is let in again when its time comes."""
         group = self.group
-        if part in group.writes or part in group.zero_writes:
-            insort(self.ready, (group.urgent[part], part))
-        else:
-            self.ready_reads.append(part)
+        self._come_in(part)
         if part not in group.found.optional or part not in self.optional:
-            self.low_call = min(self.low_call, self._place_by_call(part))
-            self.low_ret = min(self.low_ret, self._place_by_ret(part))
+            self.low_call = min(self.low_call, self.place_by_call[part])
+            self.low_ret = min(self.low_ret, self.place_by_ret[part])
         limit = self.ret[self.needed_by_ret[self.low_ret]] if self.low_ret < len(self.needed_by_ret) else NEVER
         while self.entered and self.call[self.needed_by_call[self.entered - 1]] > limit:
             self.entered -= 1
@@ -516,42 +678,44 @@ class Schedule:
             self.optional_entered -= 1
             self._leave(self.optional[self.optional_entered])
 
+    def _come_in(self, part: int) -> None:
+        if part in self.group.writes or part in self.group.zero_writes:
+            insort(self.ready, (self.ret[part], part))
+            if part in self.unread:
+                self.ready_unread.append(part)
+        else:
+            self.ready_reads.append(part)
+
     def _leave(self, part: int) -> None:
-        group = self.group
-        if part in group.writes or part in group.zero_writes:
-            self.ready.remove((group.urgent[part], part))
+        if part in self.group.writes or part in self.group.zero_writes:
+            del self.ready[bisect_left(self.ready, (self.ret[part], part))]
+            if part in self.unread:
+                self.ready_unread.remove(part)
         else:
             self.ready_reads.remove(part)
-
-    def _place_by_call(self, part: int) -> int:
-        where = bisect_left(self.needed_by_call, (self.call[part], part), key=lambda other: (self.call[other], other))
-        assert self.needed_by_call[where] == part
-        return where
-
-    def _place_by_ret(self, part: int) -> int:
-        where = bisect_left(self.needed_by_ret, self.ret[part], key=self.ret.__getitem__)
-        while self.needed_by_ret[where] != part:
-            where += 1
-        return where
 
 
 # Refutations of a few.
 
 
-def _look_closely(cells: list[Cell], schedule: Schedule, patient: bool) -> Refutation | None:
-    """Refute the requests around the place where a schedule was stuck, if they can be."""
-    found, parts = schedule.group.found, schedule.group.needed
-    where = bisect_left(parts, found.call[schedule.stuck_at], key=found.call.__getitem__)
+def _look_closely(schedule: Schedule, patient: bool) -> Refutation | bool:
+    """Refute the requests around the place where a schedule was stuck, if they can be; or learn from them, if so."""
+    group, parts = schedule.group, schedule.needed_by_call
+    where = bisect_left(parts, group.low[schedule.stuck_at], key=group.low.__getitem__)
     for size in WINDOWS:
         window = {*parts[max(where - size, 0) : where + size // 2], schedule.stuck_at}
-        few = Few(found, cells, schedule.group.base_is_zero, window)
-        if few.implies_a_cycle(few.droppable()):
+        few = Few(group, window)
+        implied = few.implied(few.droppable())
+        if implied.has_a_cycle():
             return few.refutation(few.implies_a_cycle)
         if patient and size <= SEARCHED_MAX and few.has_no_order(few.droppable()):
             return few.refutation(few.has_no_order)
+        if group.learn(implied):
+            schedule.back_to_before(window)
+            return True
         if len(window) >= len(parts):
             break
-    return None
+    return False
 
 
 class Few:
@@ -561,28 +725,31 @@ class Few:
     reads. Where something is searched, zero writes that may matter are there in any case; implied orders need none.
     """
 
-    def __init__(self, found: Cut, cells: list[Cell], base_is_zero: bool, parts: set[int]) -> None:
-        self.found, self.base_is_zero = found, base_is_zero
+    def __init__(self, group: Group, parts: set[int]) -> None:
+        self.found, self.base_is_zero = group.found, group.base_is_zero
         self.writers: dict[int, set[int]] = {}
-        for cell in cells:
-            whose = {found.names[part]: part for part in cell.writes}  # Each cell has its own part of a failed request.
-            for part, value in zip(cell.reads, cell.read_values, strict=True):
-                if part in parts and value in whose:
-                    self.writers.setdefault(part, set()).add(whose[value])
+        for part in parts:
+            writers = {group.writer[at][number] for at, number in group.reads.get(part, ())}
+            self.writers[part] = writers - {NOBODY}
         everything = parts.union(*self.writers.values())
-        self.cells = [_with_zero_writes(cell, everything) for cell in cells]
+        cells: dict[int, Cell] = {}
+        for part in sorted(everything, key=self.found.call.__getitem__):
+            for at, _ in group.writes.get(part, ()):
+                cells.setdefault(at, Cell()).writes.append(part)
+            for at, number in group.reads.get(part, ()):
+                cell = cells.setdefault(at, Cell())
+                cell.reads.append(part)
+                writer = group.writer[at][number]
+                cell.read_values.append(BASE if writer == NOBODY else str(self.found.names[writer]))
+            for at in group.zero_reads.get(part, ()):
+                cells.setdefault(at, Cell()).zero_reads.append(part)
+            for at in group.zero_writes.get(part, ()):
+                cells.setdefault(at, Cell()).zero_writes.append(part)
+        for at, cell in cells.items():
+            if cell.zero_reads:
+                cell.zero_writes = group.cells[at].zero_writes
+        self.cells = [cells[at] for at in sorted(cells)]
         self.zeroed = {part for cell in self.cells for part in cell.zero_writes}
-        # Only cells that something here touches matter; and cells of one kind are as good as one of them.
-        different = {
-            (
-                tuple(cell.writes),
-                tuple(cell.reads),
-                tuple(cell.read_values),
-                *map(tuple, (cell.zero_writes, cell.zero_reads)),
-            ): cell
-            for cell in self.cells
-        }
-        self.cells = [cell for cell in different.values() if cell.writes or cell.reads or cell.zero_reads]
         self.asked = everything - self.zeroed
 
     def droppable(self) -> list[int]:
@@ -597,10 +764,14 @@ class Few:
 
     def implies_a_cycle(self, parts: list[int]) -> bool:
         """Whether implied orders refute the parts."""
+        return self.implied(parts).has_a_cycle()
+
+    def implied(self, parts: list[int]) -> Implied:
+        """What the parts imply."""
         there = self.closed(parts)
         read = set().union(*[self.writers.get(part, set()) for part in there])
         there = {part for part in there if part not in self.found.optional or part in read}
-        return Implied(self.found, [_restricted(cell, there) for cell in self.cells]).has_a_cycle()
+        return Implied(self.found, [_restricted(cell, there) for cell in self.cells])
 
     def has_no_order(self, parts: list[int]) -> bool:
         """Whether an exhaustive search refutes the parts."""
@@ -617,6 +788,8 @@ class Few:
                     zero_at_first.add(at)
             cells.append(few)
         group = Group(self.found, cells, self.base_is_zero, zero_at_first)
+        if group.hopeless:
+            return True
         schedule = Schedule(group, Meter(SEARCHED))
         return schedule.run(SEARCHED.steps) is None and schedule.exhausted
 
@@ -662,14 +835,6 @@ class Few:
         return needed
 
 
-def _with_zero_writes(cell: Cell, parts: set[int]) -> Cell:
-    """A cell with some of its parts, but all zero writes if zeroes are read."""
-    few = _restricted(cell, parts)
-    if few.zero_reads:
-        few.zero_writes = cell.zero_writes
-    return few
-
-
 class Implied:
     """What must come before what, by the rules at the top. An order is kept as bits: who comes after each."""
 
@@ -678,6 +843,7 @@ class Implied:
         by_call = sorted(parts, key=found.call.__getitem__)
         calls = [found.call[part] for part in by_call]
         place = {part: at for at, part in enumerate(by_call)}
+        self.by_call = by_call
         everything = (1 << len(by_call)) - 1
         self.after = []
         for part in by_call:
