@@ -99,7 +99,8 @@ def _group_order(found: Cut, first: int, end: int, parts: list[int]) -> GroupOrd
 
 
 def _refuted(history: History, level: Level, found: Cut, group: tuple[int, int], refutation: Refutation) -> Decision:
-    start, end = found.edges[group[0]], found.edges[group[1]]
+    first, behind = refutation.cells or group
+    start, end = found.edges[first], found.edges[behind]
     unit = unit_of(history, level)
     if unit is not None:
         end = min(end, start - start % unit + unit)

@@ -38,7 +38,8 @@ which it is not zero. The argument:
   is worth the most at the last moment at which a read needs it: it then serves every read that waits, and the clusters
   that wait are placed just before it. Had it been spent earlier, the cell would be zero now at best, with the same
   reads satisfied; and it is so now, with fewer clusters to come.
-- *A zero write at its own end is spent* in any case, for it must happen (or may, if it is optional): then the cell is
+- *A zero write at its own end is spent* in any case, for it must happen (or may, if it is optional; one that lies
+  strictly inside a forward zone has not happened, then): then the cell is
   zero, which is never worse, and clusters that wait go before it, for nothing.
 - *The one that ends first is spent first.* Of two zero writes that are there now, a solution that spends the later one
   now and the other afterwards works with the two exchanged: the later one is still there then.
@@ -83,11 +84,15 @@ class Clusters:
 
 @dataclass(frozen=True, slots=True)
 class Refutation:
-    """Parts whose operations have no order, and why. `sides` are the two clusters, or all there is."""
+    """Parts whose operations have no order, and why. `sides` are the two clusters, or all there is.
+
+    cells: (first, behind the last) of those to look at, if not the whole group
+    """
 
     reason: str
     sides: tuple[tuple[int, ...], ...]
     parts: tuple[int, ...]
+    cells: tuple[int, int] | None = None
 
 
 def decide_cell(cell: Cell, cut: Cut, base_is_zero: bool) -> list[int] | Refutation:
@@ -219,11 +224,15 @@ _ARRIVE, _PLACE, _EXPIRE, _NEED, _BARRIER = range(5)
 
 @dataclass(slots=True)
 class Items:
-    """What the sweep is about: clusters by f and s, zero writes and zero reads by invocation and response."""
+    """What the sweep is about: clusters by f and s, zero writes and zero reads by invocation and response.
+
+    optional: beside `writes`, whether it may be left out
+    """
 
     f: list[int]
     s: list[int]
     writes: list[tuple[int, int]]
+    optional: list[bool]
     reads: list[tuple[int, int]]
     zero_at_first: bool
 
@@ -271,7 +280,7 @@ def sweep(items: Items) -> list[Step] | Failure:
     for kind, zeroes, last in ((ZERO_WRITE, items.writes, _EXPIRE), (ZERO_READ, items.reads, _NEED)):
         for at, (call, ret) in enumerate(zeroes):
             inside = add(kind, at, call, ret, last)
-            if inside is not None:
+            if inside is not None and not (kind == ZERO_WRITE and items.optional[at]):
                 return Failure((inside,), (kind, at))
     events.extend((begin, _BARRIER, CLUSTER, at) for begin, at in zip(begins, forward, strict=True))
     events.sort()
@@ -337,24 +346,20 @@ def _with_epochs(cell: Cell, cut: Cut, clusters: Clusters, base_is_zero: bool) -
         clusters.f,
         clusters.s,
         [(cut.call[part], cut.ret[part]) for part in cell.zero_writes],
+        [part in cut.optional for part in cell.zero_writes],
         [(cut.call[part], cut.ret[part]) for part in cell.zero_reads],
         base_is_zero,
     )
-    # An optional zero write inside a barrier has not happened, then; any other one that is optional does no harm.
-    zero_writes = cell.zero_writes
-    if not cut.optional.isdisjoint(zero_writes):
-        zero_writes = [part for part in zero_writes if part not in cut.optional or not _is_inside(items, part, cut)]
-        items.writes = [(cut.call[part], cut.ret[part]) for part in zero_writes]
     swept = sweep(items)
     if isinstance(swept, Failure):
-        return _epoch_refutation(cell, cut, clusters, items, zero_writes, swept)
+        return _epoch_refutation(cell, cut, clusters, items, swept)
     reads: list[list[int]] = [[] for _ in clusters.write]
     for part, number in zip(cell.reads, clusters.number_of, strict=True):
         reads[number].append(part)
     order: list[int] = []
     for kind, at in swept:
         if kind == ZERO_WRITE:
-            order.append(zero_writes[at])
+            order.append(cell.zero_writes[at])
         elif kind == ZERO_READ:
             order.append(cell.zero_reads[at])
         else:
@@ -364,20 +369,12 @@ def _with_epochs(cell: Cell, cut: Cut, clusters: Clusters, base_is_zero: bool) -
     return order
 
 
-def _is_inside(items: Items, part: int, cut: Cut) -> bool:
-    """Whether a part lies strictly inside a forward zone. Only for the few that are optional."""
-    call, ret = cut.call[part], cut.ret[part]
-    return any(f < call and ret < s for f, s in zip(items.f, items.s, strict=True))
-
-
-def _epoch_refutation(
-    cell: Cell, cut: Cut, clusters: Clusters, items: Items, zero_writes: list[int], failure: Failure
-) -> Refutation:
+def _epoch_refutation(cell: Cell, cut: Cut, clusters: Clusters, items: Items, failure: Failure) -> Refutation:
     sides = [witnesses(cell, cut, clusters, at) for at in failure.clusters]
     if not failure.starved:
         if failure.zero is not None:
             kind, at = failure.zero
-            sides.append((zero_writes[at] if kind == ZERO_WRITE else cell.zero_reads[at],))
+            sides.append((cell.zero_writes[at] if kind == ZERO_WRITE else cell.zero_reads[at],))
         return Refutation("pair", tuple(sides), tuple(part for side in sides for part in side))
     assert failure.zero is not None
     named = _core(items, failure.zero[1])
@@ -445,10 +442,12 @@ def _fails(items: Items, named: list[Step], last: int) -> bool:
     first, _ = _span(items, named)
     clusters = [at for kind, at in named if kind == CLUSTER]
     left_out = any(ret < first for _, ret in items.writes)
+    writes = _zero_writes_that_matter(items, named)
     few = Items(
         [items.f[at] for at in clusters],
         [items.s[at] for at in clusters],
-        [items.writes[at] for at in _zero_writes_that_matter(items, named)],
+        [items.writes[at] for at in writes],
+        [items.optional[at] for at in writes],
         [items.reads[at] for kind, at in named if kind == ZERO_READ],
         items.zero_at_first or left_out,
     )
