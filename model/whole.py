@@ -35,15 +35,15 @@ from dataclasses import replace
 
 from model.budget import Budget, Meter
 from model.cells import Cell, Cut
-from model.history import NEVER
+from model.history import BASE, NEVER
 from model.zones import NOBODY, Refutation, cluster, decide_cell
 
-WINDOWS = (16, 48, 128, 384)
+WINDOWS = (32, 128, 384)
 # Up to so many requests a window is searched exhaustively, with so many steps.
 SEARCHED_MAX = 48
 SEARCHED = Budget(steps=20_000, seconds=5.0, entries=20_000)
 # After so many steps back without getting further, look closely.
-PATIENCE = 500
+PATIENCE = 100
 # How often intervals are made narrower by zones.
 ROUNDS, ROUNDS_OF_MANY, MANY = 50, 4, 20_000
 ROUNDS_OF_READS = 3
@@ -65,15 +65,15 @@ def decide_group(found: Cut, first: int, end: int, base_is_zero: bool, meter: Me
         if order is not None:
             return order
         if schedule.exhausted:
-            few = Few(found, cells, base_is_zero, set(group.needed))
+            few = Few(group, set(group.needed))
             cyclic = len(group.needed) <= WINDOWS[-1] and few.implies_a_cycle(few.droppable())
             return few.refutation(few.implies_a_cycle if cyclic else few.has_no_order)
-        stuck = _look_closely(cells, schedule, patience > PATIENCE)
-        if stuck is not None:
-            return stuck
+        seen = _look_closely(schedule, patience > PATIENCE)
+        if isinstance(seen, Refutation):
+            return seen
         if meter.spent:
             return None
-        patience *= 4
+        patience = PATIENCE if seen else 4 * patience
 
 
 class Group:
@@ -194,7 +194,7 @@ class Group:
                     earlier.update(known.get(write, {}))
                 for at, _, write in whose:
                     for other in earlier:
-                        if other != write and write != NOBODY and at in cluster_on[other]:
+                        if write not in (other, NOBODY) and at in cluster_on[other]:
                             before = known.setdefault(write, {})
                             if other not in before:
                                 before[other] = None
@@ -202,6 +202,23 @@ class Group:
                                 news = True
             if not news:
                 break
+
+    def learn(self, implied: Implied) -> bool:
+        """Keep which writes come before which others on a cell, as a few requests imply; whether that was news."""
+        news = False
+        for at, after in enumerate(implied.after):
+            earlier = implied.by_call[at]
+            on = dict(self.writes.get(earlier, ()))
+            rest = after if on else 0
+            while rest:
+                bit = rest & -rest
+                rest ^= bit
+                later = implied.by_call[bit.bit_length() - 1]
+                for cell, _ in self.writes.get(later, ()):
+                    if cell in on and (cell, on[cell]) not in self.first.setdefault(later, []):
+                        self.first[later].append((cell, on[cell]))
+                        news = True
+        return news
 
     def _writer(self, at: int, number: int) -> int:
         """The write of a cluster; NOBODY if it is the base's."""
@@ -322,7 +339,6 @@ class Schedule:
         self.group = group
         self.meter = meter
         self.exhausted = False
-        found = group.found
         self.call, self.ret = group.low, group.high
         self.needed_by_call = sorted(group.needed, key=lambda part: (group.low[part], part))
         self.needed_by_ret = sorted(group.needed, key=lambda part: (group.high[part], part))
@@ -334,7 +350,10 @@ class Schedule:
         self.entered = 0  # How many, by invocation, could be taken as far as time goes.
         self.optional_entered = 0
         self.ready: list[tuple[int, int]] = []  # Writes, by urgency.
+        self.ready_unread: list[int] = []  # Of these, the ones whose value nobody reads.
         self.ready_reads: list[int] = []
+        counts = group.read_count
+        self.unread = {part for part, on in group.writes.items() if not any(counts[at][k] for at, k in on)}
         self.latest = -NEVER
         self.deepest = 0
         self.stuck_at = 0
@@ -395,6 +414,15 @@ class Schedule:
                 self._take(after[1])
                 return None
 
+    def back_to_before(self, parts: Set[int]) -> None:
+        """Undo until none of these is taken."""
+        places = [at for at, part in enumerate(self.order) if part in parts]
+        length = min(places, default=len(self.order))
+        while self.choices and self.choices[-1][0] >= length:
+            self.choices.pop()
+        while len(self.order) > length:
+            self._put_back()
+
     def _go_back(self) -> bool:
         """Remember that this led nowhere, and undo the last choice; whether there was one."""
         if self.choices:
@@ -432,14 +460,11 @@ class Schedule:
             if self.call[part] > limit:
                 break
             self.entered += 1
-            if part in group.writes or part in group.zero_writes:
-                insort(self.ready, (self.ret[part], part))
-            else:
-                self.ready_reads.append(part)
+            self._come_in(part)
         while self.optional_entered < len(self.optional) and self.call[self.optional[self.optional_entered]] <= limit:
             part = self.optional[self.optional_entered]
             self.optional_entered += 1
-            insort(self.ready, (self.ret[part], part))
+            self._come_in(part)
 
     def _take_what_is_harmless(self) -> None:
         moved = True
@@ -452,7 +477,7 @@ class Schedule:
                     moved = True
                     break
             if not moved:
-                for _, part in self.ready:
+                for part in self.ready_unread:
                     if self._is_harmless(part):
                         self._take(part)
                         moved = True
@@ -478,12 +503,12 @@ class Schedule:
 
     def _is_harmless(self, part: int) -> bool:
         """Whether a write can be taken at once: nobody reads it, or what it overwrites."""
-        on = self.group.writes.get(part)
-        if on is None:
-            return False
-        for at, number in on:
+        for at, _ in self.group.writes[part]:
             held = self.held[at]
-            if self.group.read_count[at][number] or (held == ZEROED and self.zero_reads_left[at]):
+            if held >= 0:
+                if self.reads_left[at][held]:
+                    return False
+            elif held == ZEROED and self.zero_reads_left[at]:
                 return False
         return self._may_come(part) and self._keeps_optional(part)
 
@@ -504,7 +529,29 @@ class Schedule:
             held = self.held[at]
             if held >= 0 and self.reads_left[at][held]:
                 return False
-        return True
+        return not any(self._locks_up(part, at, number) for at, number in self.group.writes.get(part, ()))
+
+    def _locks_up(self, part: int, at: int, number: int) -> bool:
+        """Whether a write, taken now, could have neither its reads taken nor be overwritten.
+
+        A read of it waits for another cell to be overwritten, which waits for a read, which waits for something to be
+        written over this write.
+        """
+        group = self.group
+        for read in group.members[at][number]:
+            if read == part:
+                continue
+            for other, wanted in group.reads[read]:
+                held = self.held[other]
+                if other == at or held in (wanted, NOBODY, ZEROED) or not self.reads_left[other][held]:
+                    continue
+                for waits in group.members[other][held]:
+                    if waits in self.done or waits not in group.reads:
+                        continue
+                    for there, cluster_there in group.reads[waits]:
+                        if there == at and cluster_there != number and self.unwritten[at][cluster_there]:
+                            return True
+        return False
 
     def _complete_before(self, at: int, number: int) -> bool:
         """Whether all clusters of a cell that must come before this one are complete."""
@@ -561,7 +608,7 @@ class Schedule:
         self.done.add(part)
         self.latest = max(self.latest, self.call[part])
         if part in group.writes or part in group.zero_writes:
-            self.ready.remove((self.ret[part], part))
+            self._leave(part)
             for at, number in group.writes.get(part, ()):
                 before.append((at, self.held[at]))
                 self.held[at] = number
@@ -617,10 +664,7 @@ class Schedule:
     def _move_marks_back(self, part: int) -> None:
         """The marks stand where they stood; what had come in since is let in again when its time comes."""
         group = self.group
-        if part in group.writes or part in group.zero_writes:
-            insort(self.ready, (self.ret[part], part))
-        else:
-            self.ready_reads.append(part)
+        self._come_in(part)
         if part not in group.found.optional or part not in self.optional:
             self.low_call = min(self.low_call, self._place_by_call(part))
             self.low_ret = min(self.low_ret, self._place_by_ret(part))
@@ -632,10 +676,19 @@ class Schedule:
             self.optional_entered -= 1
             self._leave(self.optional[self.optional_entered])
 
+    def _come_in(self, part: int) -> None:
+        if part in self.group.writes or part in self.group.zero_writes:
+            insort(self.ready, (self.ret[part], part))
+            if part in self.unread:
+                self.ready_unread.append(part)
+        else:
+            self.ready_reads.append(part)
+
     def _leave(self, part: int) -> None:
-        group = self.group
-        if part in group.writes or part in group.zero_writes:
-            self.ready.remove((self.ret[part], part))
+        if part in self.group.writes or part in self.group.zero_writes:
+            del self.ready[bisect_left(self.ready, (self.ret[part], part))]
+            if part in self.unread:
+                self.ready_unread.remove(part)
         else:
             self.ready_reads.remove(part)
 
@@ -653,20 +706,24 @@ class Schedule:
 # Refutations of a few.
 
 
-def _look_closely(cells: list[Cell], schedule: Schedule, patient: bool) -> Refutation | None:
-    """Refute the requests around the place where a schedule was stuck, if they can be."""
-    found, parts = schedule.group.found, schedule.group.needed
-    where = bisect_left(parts, found.call[schedule.stuck_at], key=found.call.__getitem__)
+def _look_closely(schedule: Schedule, patient: bool) -> Refutation | bool:
+    """Refute the requests around the place where a schedule was stuck, if they can be; or learn from them, if so."""
+    group, parts = schedule.group, schedule.needed_by_call
+    where = bisect_left(parts, group.low[schedule.stuck_at], key=group.low.__getitem__)
     for size in WINDOWS:
         window = {*parts[max(where - size, 0) : where + size // 2], schedule.stuck_at}
-        few = Few(found, cells, schedule.group.base_is_zero, window)
-        if few.implies_a_cycle(few.droppable()):
+        few = Few(group, window)
+        implied = few.implied(few.droppable())
+        if implied.has_a_cycle():
             return few.refutation(few.implies_a_cycle)
         if patient and size <= SEARCHED_MAX and few.has_no_order(few.droppable()):
             return few.refutation(few.has_no_order)
+        if group.learn(implied):
+            schedule.back_to_before(window)
+            return True
         if len(window) >= len(parts):
             break
-    return None
+    return False
 
 
 class Few:
@@ -676,28 +733,31 @@ class Few:
     reads. Where something is searched, zero writes that may matter are there in any case; implied orders need none.
     """
 
-    def __init__(self, found: Cut, cells: list[Cell], base_is_zero: bool, parts: set[int]) -> None:
-        self.found, self.base_is_zero = found, base_is_zero
+    def __init__(self, group: Group, parts: set[int]) -> None:
+        self.found, self.base_is_zero = group.found, group.base_is_zero
         self.writers: dict[int, set[int]] = {}
-        for cell in cells:
-            whose = {found.names[part]: part for part in cell.writes}  # Each cell has its own part of a failed request.
-            for part, value in zip(cell.reads, cell.read_values, strict=True):
-                if part in parts and value in whose:
-                    self.writers.setdefault(part, set()).add(whose[value])
+        for part in parts:
+            writers = {group.writer[at][number] for at, number in group.reads.get(part, ())}
+            self.writers[part] = writers - {NOBODY}
         everything = parts.union(*self.writers.values())
-        self.cells = [_with_zero_writes(cell, everything) for cell in cells]
+        cells: dict[int, Cell] = {}
+        for part in sorted(everything, key=self.found.call.__getitem__):
+            for at, _ in group.writes.get(part, ()):
+                cells.setdefault(at, Cell()).writes.append(part)
+            for at, number in group.reads.get(part, ()):
+                cell = cells.setdefault(at, Cell())
+                cell.reads.append(part)
+                writer = group.writer[at][number]
+                cell.read_values.append(BASE if writer == NOBODY else str(self.found.names[writer]))
+            for at in group.zero_reads.get(part, ()):
+                cells.setdefault(at, Cell()).zero_reads.append(part)
+            for at in group.zero_writes.get(part, ()):
+                cells.setdefault(at, Cell()).zero_writes.append(part)
+        for at, cell in cells.items():
+            if cell.zero_reads:
+                cell.zero_writes = group.cells[at].zero_writes
+        self.cells = [cells[at] for at in sorted(cells)]
         self.zeroed = {part for cell in self.cells for part in cell.zero_writes}
-        # Only cells that something here touches matter; and cells of one kind are as good as one of them.
-        different = {
-            (
-                tuple(cell.writes),
-                tuple(cell.reads),
-                tuple(cell.read_values),
-                *map(tuple, (cell.zero_writes, cell.zero_reads)),
-            ): cell
-            for cell in self.cells
-        }
-        self.cells = [cell for cell in different.values() if cell.writes or cell.reads or cell.zero_reads]
         self.asked = everything - self.zeroed
 
     def droppable(self) -> list[int]:
@@ -712,10 +772,14 @@ class Few:
 
     def implies_a_cycle(self, parts: list[int]) -> bool:
         """Whether implied orders refute the parts."""
+        return self.implied(parts).has_a_cycle()
+
+    def implied(self, parts: list[int]) -> Implied:
+        """What the parts imply."""
         there = self.closed(parts)
         read = set().union(*[self.writers.get(part, set()) for part in there])
         there = {part for part in there if part not in self.found.optional or part in read}
-        return Implied(self.found, [_restricted(cell, there) for cell in self.cells]).has_a_cycle()
+        return Implied(self.found, [_restricted(cell, there) for cell in self.cells])
 
     def has_no_order(self, parts: list[int]) -> bool:
         """Whether an exhaustive search refutes the parts."""
@@ -779,14 +843,6 @@ class Few:
         return needed
 
 
-def _with_zero_writes(cell: Cell, parts: set[int]) -> Cell:
-    """A cell with some of its parts, but all zero writes if zeroes are read."""
-    few = _restricted(cell, parts)
-    if few.zero_reads:
-        few.zero_writes = cell.zero_writes
-    return few
-
-
 class Implied:
     """What must come before what, by the rules at the top. An order is kept as bits: who comes after each."""
 
@@ -795,6 +851,7 @@ class Implied:
         by_call = sorted(parts, key=found.call.__getitem__)
         calls = [found.call[part] for part in by_call]
         place = {part: at for at, part in enumerate(by_call)}
+        self.by_call = by_call
         everything = (1 << len(by_call)) - 1
         self.after = []
         for part in by_call:
