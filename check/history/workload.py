@@ -117,9 +117,13 @@ class Workload:
     def _range(self, moment: int) -> tuple[int, int]:
         """A few granules; a whole block; several blocks, from the middle of one on; or a piece of any size."""
         rng, unit, block = self._random, self._unit, self._block
-        block_count = -(-self._size // block)
-        number = (moment * ATTENTION_BLOCKS + min(rng.randrange(ATTENTION_BLOCKS), rng.randrange(4))) % block_count
-        start = number * block
+        place_count = -(-self._size // (ATTENTION_BLOCKS * block))
+        first = moment % place_count * ATTENTION_BLOCKS
+        blocks = min(ATTENTION_BLOCKS, -(-self._size // block) - first)
+        # The first blocks more often than the others.
+        start = (first + min(rng.randrange(blocks), rng.randrange(blocks))) * block
+        # No request reaches from one place to the next: what is asked for at a place is all there is to look at there.
+        end = min((first + ATTENTION_BLOCKS) * block, self._size)
         kind = rng.randrange(20)
         if kind < 8:
             offset, length = start + rng.randrange(block // unit) * unit, rng.randint(1, 8) * unit
@@ -130,8 +134,8 @@ class Workload:
             length = rng.randint(1, 2 * block // unit) * unit
         else:
             offset, length = start, rng.randint(1, block // unit) * unit
-        offset = min(offset, self._size - unit)
-        return offset, min(length, self._length_max // unit * unit, self._size - offset)
+        offset = min(offset, end - unit)
+        return offset, min(length, self._length_max // unit * unit, end - offset)
 
     def _chosen_flags(self, op: str) -> tuple[str, ...]:
         flags = []
