@@ -28,6 +28,7 @@ from check.view.finding import (
     LINEARIZABLE,
     NOT_CHECKED,
     NOT_LINEARIZABLE,
+    UNKNOWN,
     Finding,
     Range,
     around,
@@ -40,7 +41,8 @@ from check.view.partial import longest
 from check.view.story import picture_of
 from impl.errors import UsageError
 from model.history import BASE, LEVELS, NEVER, OK, OPS, PENDING, ZERO, History, Operation
-from model.linearizability import decide
+from model.linearizability import Decision, decide
+from model.wgl import Verdict
 
 REPLAY = "bitmap-lock:request:N:0::65536,65536:write 0+512 | write 0+64K:A5B2A3B2"
 HARMLESS = "bitmap-lock:request:N:0::65536,65536:write 0+512 | write 0+64K:A8B4"
@@ -172,6 +174,13 @@ def test_each_part_of_a_linearizable_history_has_its_order(level):
     for chain in found.chains:
         assert points(history, chain.requests) == sorted(points(history, chain.requests))
     assert {index for chain in found.chains for index in chain.requests} == set(range(len(history)))
+
+
+def test_a_budget_that_was_spent_is_no_verdict_and_has_no_order():
+    found = finding_of(LOST, Decision(Verdict.UNKNOWN, "request", None, "the search was ended after 3 seconds"))
+    assert found.verdict == UNKNOWN
+    assert found.words == "No answer was found: the search was ended after 3 seconds."
+    assert (found.chains, found.conflict, found.partials) == ((), (), ())
 
 
 def test_reads_that_no_rule_can_judge_are_counted():

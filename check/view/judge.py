@@ -27,7 +27,7 @@ def finding_of(history: History, decision: Decision) -> Finding:
         return replace(finding, chains=chains, words=_in_order(decision.level, len(chains), decision.certificate))
     if isinstance(decision.certificate, Conflict):
         return _with_conflict(history, finding, decision.certificate)
-    return finding
+    return replace(finding, words=f"No answer was found: {finding.words}")
 
 
 def sentence(text: str) -> str:
