@@ -2,16 +2,27 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
-from servers import KIB, MIB, Servers
+from servers import KIB, MIB, Servers, need, refuse
 
 from impl.base.pattern import pattern
 
 BYTES = (bytes, bytearray, memoryview)
 SHOWN_BYTES = 16
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--lin-seconds",
+        type=float,
+        default=1.5,
+        metavar="N",
+        help="how long each test of linearizability records (default: %(default)s)",
+    )
 
 
 def pytest_configure():
@@ -45,7 +56,7 @@ def difference(left, right):
 
 @pytest.fixture
 def serve():
-    """serve(base, *options, tcp=False, env={}, under=()): a server process that answers, ended after the test."""
+    """serve(base, *options, tcp=False, env={}, under=(), server=SERVER): a process that answers, ended after it."""
     servers = Servers()
     yield servers
     servers.end()
@@ -57,6 +68,22 @@ def short_path():
     folder = tempfile.mkdtemp(prefix="cowproof-test-")
     yield Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def small_disk(short_path):
+    """A folder on a file system of 8 MiB."""
+    mount, umount = need("mount", package="mount"), need("umount", package="mount")
+    disk = short_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=8m", "cowproof-test", disk], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        refuse(f"a small disk cannot be mounted: run the tests as root, where mounting is allowed ({done.stderr})")
+    yield disk
+    # Lazily: a server that is about to be killed may still have its overlay there.
+    subprocess.run([umount, "--lazy", disk], check=True)
 
 
 @pytest.fixture(params=[4 * MIB, 3 * MIB + 12345], ids=["whole-blocks", "odd-size"])

@@ -98,9 +98,10 @@ class ServerProcess:
 
     base:   what it serves, as the command line has it
     under:  a command that changes something about itself, and then becomes the server
+    server: the command that is the server
     """
 
-    def __init__(self, folder, base, options, tcp=False, env=None, under=()):
+    def __init__(self, folder, base, options, tcp=False, env=None, under=(), server=SERVER):
         self.folder = Path(folder)
         self.base = base
         self.socket = None if tcp else self.folder / "s"
@@ -109,7 +110,7 @@ class ServerProcess:
         place = ["-i", "127.0.0.1", "-p", "0"] if tcp else ["-U", str(self.socket)]
         # Its overlay is there, too, where it can be told from other deleted files.
         self._env = {**os.environ, "TMPDIR": str(self.folder), **(env or {})}
-        command = [*under, *SERVER, *place, "-P", str(self.pidfile), *options, *([] if base is None else [str(base)])]
+        command = [*under, *server, *place, "-P", str(self.pidfile), *options, *([] if base is None else [str(base)])]
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, env=self._env
@@ -180,9 +181,9 @@ class Servers:
     def __init__(self):
         self._started = []
 
-    def __call__(self, base=None, *options, tcp=False, env=None, under=()):
+    def __call__(self, base=None, *options, **how):
         # Not pytest's own folders: a socket's path has at most 107 bytes.
-        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-test-"), base, options, tcp, env, under)
+        server = ServerProcess(tempfile.mkdtemp(prefix="cowproof-test-"), base, options, **how)
         self._started.append(server)
         return server.wait_until_it_serves()
 

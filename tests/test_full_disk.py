@@ -9,7 +9,7 @@ import os
 import subprocess
 
 import pytest
-from servers import BLOCK, KIB, MIB, ROOT, SERVER, START_LIMIT_S, eventually, need, refuse
+from servers import BLOCK, KIB, MIB, ROOT, SERVER, START_LIMIT_S, eventually
 
 from impl.base.pattern import pattern
 from impl.client import NbdError, connect
@@ -19,22 +19,6 @@ pytestmark = pytest.mark.timeout(120)
 BASE = "pattern:64M"
 BLOCK_COUNT = 64 * MIB // BLOCK
 STOPPED, COULD_NOT_SERVE = 0, 1
-
-
-@pytest.fixture
-def small_disk(short_path):
-    """A folder on a file system of 8 MiB."""
-    mount, umount = need("mount", package="mount"), need("umount", package="mount")
-    disk = short_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=8m", "cowproof-test", disk], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        refuse(f"a small disk cannot be mounted: run the tests as root, where mounting is allowed ({done.stderr})")
-    yield disk
-    # Lazily: a server that is about to be killed may still have its overlay there.
-    subprocess.run([umount, "--lazy", disk], check=True)
 
 
 def base_block(block):

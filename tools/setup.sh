@@ -8,9 +8,11 @@ what=${1:?serve or test}
 venv=.venv
 
 clients="libnbd-bin qemu-utils"
-# The real clients and the peers that the tests talk to, and the Java that TLC runs on. Tests that lack one say which.
+# The real clients and the peers that the tests talk to, the Java that TLC runs on, and the browser that pages are tried
+# in. Tests that lack one say which.
 # nbdinfo asks file(1) what a disk holds, and without it says whatever its memory holds.
-peers="file nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless"
+peers="file nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless \
+chromium chromium-driver"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

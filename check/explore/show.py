@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import groupby
+from typing import NamedTuple
 
 from check.explore.judge import Monitor, Part
 from check.explore.programs import Program
@@ -45,14 +46,19 @@ class Namer:
         """The block of a small offset."""
         return at // self._disk.block_size
 
-    def written(self, start: int, data: bytes) -> str:
-        """Who wrote what."""
+    def runs(self, start: int, data: bytes) -> list[tuple[str, int, int]]:
+        """Who wrote what: name, small start and end."""
         runs = []
         at = start
         for name, same in groupby(self._names.get(value, "?") for value in data):
             end = at + len(list(same))
             runs.append((name, at, end))
             at = end
+        return runs
+
+    def written(self, start: int, data: bytes) -> str:
+        """The same in words."""
+        runs = self.runs(start, data)
         if len(runs) == 1:
             return runs[0][0]
         return ", ".join(f"{name} in {self.range(first, last)}" for name, first, last in runs)
@@ -66,18 +72,30 @@ class Namer:
         return f"byte {at} of the map", " and ".join(named)
 
 
+class Line(NamedTuple):
+    """What a line of a client's column says, and the happening that it begins with."""
+
+    client: int
+    happening: Happening
+    text: str
+
+
 def columns(machine: Machine, story: Story) -> str:
     """What happened, a column for each client."""
-    program = machine.question.program
-    namer = Namer(program, machine.question.kind.two_bits)
-    lines = list(_lines(program, namer, story.happenings))
-    width = max([COLUMN_MIN, *(len(text) + 2 for _, text in lines)])
-    count = len(program.requests)
+    shown = lines(machine, story)
+    width = max([COLUMN_MIN, *(len(line.text) + 2 for line in shown)])
+    count = len(machine.question.program.requests)
     heads = "".join(f"client {letter(client)}".ljust(width) for client in range(count))
-    return "\n".join([heads.rstrip(), *(" " * width * client + text for client, text in lines)])
+    return "\n".join([heads.rstrip(), *(" " * width * line.client + line.text for line in shown)])
 
 
-def _lines(program: Program, namer: Namer, happenings: list[Happening]) -> Iterator[tuple[int, str]]:
+def lines(machine: Machine, story: Story) -> list[Line]:
+    """What happened, line by line."""
+    program = machine.question.program
+    return list(_lines(program, Namer(program, machine.question.kind.two_bits), story.happenings))
+
+
+def _lines(program: Program, namer: Namer, happenings: list[Happening]) -> Iterator[Line]:
     at = 0
     while at < len(happenings):
         each = happenings[at]
@@ -85,15 +103,17 @@ def _lines(program: Program, namer: Namer, happenings: list[Happening]) -> Itera
         if isinstance(each, Did) and each.op[0] in _TRANSFERS:
             while end < len(happenings) and _goes_on(happenings[end - 1], happenings[end]):
                 end += 1
-            yield each.client, "  " + _transfer(namer, [did for did in happenings[at:end] if isinstance(did, Did)])
+            moved = [did for did in happenings[at:end] if isinstance(did, Did)]
+            yield Line(each.client, each, "  " + _transfer(namer, moved))
         elif isinstance(each, Did):
-            yield each.client, "  " + _operation(namer, each)
+            yield Line(each.client, each, "  " + _operation(namer, each))
         elif isinstance(each, Sent):
-            yield each.client, str(program.asks[each.client][each.request]).upper().replace("ZERO ", "WRITE_ZEROES ")
+            asked = str(program.asks[each.client][each.request]).upper().replace("ZERO ", "WRITE_ZEROES ")
+            yield Line(each.client, each, asked)
         elif isinstance(each, Answered):
-            yield each.client, _answer(program, namer, each)
+            yield Line(each.client, each, _answer(program, namer, each))
         elif isinstance(each, Wrong):
-            yield each.client, f"  !! {each.what}"
+            yield Line(each.client, each, f"  !! {each.what}")
         at = end
 
 

@@ -70,7 +70,7 @@ def nbdkit(race: Race, block_count: int, folder: Path) -> Iterator[Server]:
     path = folder / "nbdkit"
     with slow(race, block_count, folder) as (base, shown):
         arguments = ["--filter=cow", *base, *race.nbdkit_options]
-        with _listening([find_nbdkit(), *arguments], path):
+        with listening([find_nbdkit(), *arguments], path):
             yield Server(uri_of(path), (*shown, _shown(["nbdkit", *arguments], folder)))
 
 
@@ -87,7 +87,7 @@ def _base_of_varying_latency(race: Race, block_count: int, folder: Path) -> Iter
     """The same, where nbdkit's delay filter, which knows only one delay for all, does not do."""
     path = folder / "base"
     arguments = ["-r", slow_base(race, block_count)]
-    with _listening([*COWPROOF, *arguments], path):
+    with listening([*COWPROOF, *arguments], path):
         yield ["nbd", f"socket={path}"], [_shown(["cowproof", "serve", "-U", "base", *arguments], folder) + " &"]
 
 
@@ -96,7 +96,7 @@ def cowproof(race: Race, block_count: int, folder: Path) -> Iterator[Server]:
     """The server of this project, over the same."""
     arguments = [*race.cowproof_options, slow_base(race, block_count)]
     path = folder / "cowproof"
-    with _listening([*COWPROOF, *arguments], path):
+    with listening([*COWPROOF, *arguments], path):
         yield Server(uri_of(path), (_shown(["cowproof", "serve", *arguments], folder),))
 
 
@@ -122,7 +122,7 @@ def _shown(command: Sequence[str], folder: Path) -> str:
 
 
 @contextmanager
-def _listening(command: Sequence[str], path: Path) -> Iterator[None]:
+def listening(command: Sequence[str], path: Path) -> Iterator[None]:
     """A server, from when clients can connect at the socket `path` until it has gone."""
     pidfile, errors = path.with_suffix(".pid"), path.with_suffix(".log")
     whole = [*command, "-U", str(path), "-P", str(pidfile), "--exit-with-parent"]
@@ -138,7 +138,7 @@ def _listening(command: Sequence[str], path: Path) -> Iterator[None]:
         _wait_for(path.name, pidfile, process, errors)
         yield
     finally:
-        _end(process)
+        end_process(process)
         pidfile.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
@@ -154,7 +154,7 @@ def _wait_for(name: str, pidfile: Path, process: subprocess.Popen[bytes], errors
         time.sleep(POLL_S)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes]) -> None:
     """In order if it will, else at once."""
     process.terminate()
     try:

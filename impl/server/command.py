@@ -129,6 +129,7 @@ class Options:
     cow_on_cache: bool = False
     overlay: str | None = None
     overlay_reserve: bool = False
+    record: str | None = None
     verbose: int = 0
     closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
@@ -187,6 +188,11 @@ class Options:
     help="Keep the overlay in memory; without this, in an unnamed file in $TMPDIR, or /var/tmp.",
 )
 @click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
+@click.option(
+    "--record",
+    metavar="FILE",
+    help="Append each request and its answer as a line of JSON to a new file, for `cowproof history check`.",
+)
 @click.option("-v", "--verbose", count=True, help="Say what clients do; twice: each request, too.")
 @click.pass_context
 def serve(context: click.Context, /, **parameters: object) -> None:
@@ -216,6 +222,7 @@ def check(options: Options) -> None:
         ("--ipaddr", options.ipaddr, "an address"),
         ("--pidfile", options.pidfile, "the path of a file"),
         ("--run", options.run, "a command"),
+        ("--record", options.record, "the path of a file"),
     ):
         if value == "":
             raise UsageError(f"{option} '': expected {expected}")
@@ -245,6 +252,8 @@ def run(options: Options) -> int:
     # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
     server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
+        if export.recording is not None:
+            cleanup.callback(export.recording.close)
         sockets = listen(options, cleanup)
         for listener in sockets:
             cleanup.callback(listener.close)
@@ -288,6 +297,7 @@ def export_options(options: Options) -> ExportOptions:
         copy_on_cache=options.cow_on_cache,
         store=options.overlay or "temporary",
         reserve=options.overlay_reserve,
+        record=options.record,
     )
 
 

@@ -15,6 +15,7 @@ from impl.overlay.overlay import Overlay, never
 from impl.overlay.rangelock import RangeLock
 from impl.overlay.statemap import StateMap
 from impl.overlay.store import FileStore, memory_store, temporary_store
+from impl.server.record import Recording
 
 READ_FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -47,6 +48,7 @@ class ExportOptions:
     copy_on_cache: bool = False
     store: str = "temporary"
     reserve: bool = False
+    record: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ class Export:
     overlay: Overlay
     base: Base
     store: FileStore
+    recording: Recording | None = None
 
     def close(self) -> None:
         """Give the overlay's space and the base's descriptor back. Nothing may run on the overlay any more."""
+        if self.recording is not None:
+            self.recording.close()
         self.store.close()
         self.base.close()
 
@@ -93,4 +98,5 @@ def make_export(base: Base, options: ExportOptions) -> Export:
         info.check()
     except UnicodeError as error:
         raise StartError(f"an export cannot be called {options.name!r}: {error}") from None
-    return Export(info, overlay, base, store)
+    recording = None if options.record is None else Recording(options.record, base, options.block_size)
+    return Export(info, overlay, base, store, recording)

@@ -39,6 +39,7 @@ from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
 from impl.server.loop import READABLE, WRITABLE, Loop
 from impl.server.outbox import BrokenReply, Outbox
+from impl.server.record import RecordedCommands, recorded_if_wanted
 from impl.server.request_log import LoggedCommands, logged_if_wanted
 from impl.server.workers import Workers
 
@@ -94,7 +95,7 @@ class Session:
         )
         self._heard_count = 0  # during the handshake
         self._reader: RequestReader | None = None
-        self._commands: Commands | LoggedCommands | None = None
+        self._commands: Commands | LoggedCommands | RecordedCommands | None = None
         self._outbox = Outbox(sock)
         self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
         self._loop = loop
@@ -223,8 +224,9 @@ class Session:
             agreement = handshake.agreement
             assert agreement is not None
             self._reader = RequestReader(agreement, handshake.leftover)
-            commands = Commands(self._exports[agreement.export.name], agreement, self._is_wanted)
-            self._commands = logged_if_wanted(commands, self.client)
+            export = self._exports[agreement.export.name]
+            commands = logged_if_wanted(Commands(export, agreement, self._is_wanted), self.client)
+            self._commands = recorded_if_wanted(commands, export.recording, self.client)
             self._handshake = None
             log.info("%s: opened export %r", self.client, agreement.export.name)
 

@@ -1,0 +1,5 @@
+"""`python -m check.view`: as `cowproof view`."""
+
+from check.view.command import main
+
+main()

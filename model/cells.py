@@ -1,0 +1,320 @@
+"""The device cut into cells, so that every request covers whole cells, and the requests cut as a level asks.
+
+A cell is as long as it can be: there is an edge only where a request begins or ends, or where what a read returned
+changes its writer. Bytes of one cell have seen the same requests and the same values, so that one of them speaks for
+all, and a history of requests of one block each has one cell for a block, however many granules that is.
+
+A level says what takes effect at an instant: a request, or what of it lies within one block, or within one granule. A
+group is a run of cells that something at that level covers together; groups have nothing to do with each other, and
+are decided apart (Herlihy and Wing's locality). Where an edge lies within a block, that level has edges at the ends of
+the block too, so that a group is never larger than what the level promises.
+
+What is done with each kind of request:
+
+| request | |
+|---|---|
+| read | counts for each cell apart by what it returned there; pending or failed: says nothing, and is left out |
+| write | its value is its name |
+| zero | writes ZERO, the one value that many write |
+| trim | with `trim_reads_zero` as zero; else it leaves anything, see below |
+| cache, flush, status | changes nothing that a read can see; left out. FUA, too, is about crashes only |
+| EINVAL, EPERM | has not happened; left out |
+| another error | each cell of it may have happened, apart from the others, by the time of the answer |
+| pending | may have happened as a whole, at any time since its invocation, or never |
+
+After a trim that promises nothing, bytes may read as anything until they are overwritten. A read is not checked on a
+cell where it may have come after such a trim: the trim was invoked before the read returned, and nothing was certainly
+written in between (invoked after the trim returned, returned before the read was invoked). Such a trim is itself a
+write of something that nobody reads.
+
+Shapes:  Cut keeps columns by part; a part is a request, and its number the request's, or one cell of a failed request,
+         numbered behind them. Cell lists are by invocation.
+Units:   bytes; times as the history has them.
+Errors:  ValueError for what no recorder can have seen: a name given twice or reserved, runs that do not come to the
+         length, a response before its invocation.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from operator import add
+
+from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, TORN, ZERO, History, Level, Runs
+
+KEPT = frozenset({"read", "write", "zero", "trim"})
+RESERVED = frozenset({BASE, TORN})
+
+
+@dataclass(slots=True)
+class Cell:
+    """What was done to one cell. `read_values` goes beside `reads`; zeroes are kept apart."""
+
+    writes: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
+    read_values: list[str] = field(default_factory=list)
+    zero_writes: list[int] = field(default_factory=list)
+    zero_reads: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Cut:
+    """A history as a level sees it.
+
+    edges:    where cells begin, and where the last one ends
+    groups:   (first cell, cell behind the last) of each, only those that anything was done to
+    call, ret, names: by part; a name is a write's value
+    request:  the request of each part from `len(history)` on, and `only` its cell
+    optional: the parts that may be left out
+    begin, end: the cells of each part
+    unchecked: (cell, read) where a trim may explain what was read
+    """
+
+    edges: list[int]
+    cells: list[Cell]
+    call: list[int]
+    ret: list[int]
+    names: list[object]
+    begin: list[int]
+    end: list[int]
+    groups: list[tuple[int, int]] = field(default_factory=list)
+    request: list[int] = field(default_factory=list)
+    only: list[int] = field(default_factory=list)
+    optional: set[int] = field(default_factory=set)
+    unchecked: list[tuple[int, int]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def request_of(self, part: int) -> int:
+        """The request that a part is of."""
+        whole = len(self.call) - len(self.request)
+        return part if part < whole else self.request[part - whole]
+
+    def cells_of(self, part: int) -> range:
+        """The cells of a part."""
+        return range(self.begin[part], self.end[part])
+
+
+def unit_of(history: History, level: Level) -> int | None:
+    """The bytes within which a level promises an instant; None: any number."""
+    return {"request": None, "block": history.block_size, "sector": history.granule}[level]
+
+
+def check_history(history: History) -> None:
+    """Raise ValueError for what cannot have been recorded so."""
+    size = len(history)
+    names = [value for op, value in zip(history.op, history.value, strict=True) if op == "write" and value != ZERO]
+    if len(set(names)) != len(names):
+        seen: set[object] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"value {twice!r} is written by two requests; a write's value has to be its own")
+    for name in RESERVED.intersection(name for name in names if isinstance(name, str)):
+        raise ValueError(f"a write cannot have the value {name!r}")
+    for index in range(size):
+        if history.ret[index] < history.call[index]:
+            raise ValueError(f"request {history.id[index]} returned before it was invoked")
+
+
+def cut(history: History, level: Level) -> Cut:
+    """The cells, what was done to each, and the groups."""
+    check_history(history)
+    edges = _edges(history, unit_of(history, level))
+    place = {edge: number for number, edge in enumerate(edges)}
+    found = Cut(
+        edges,
+        [Cell() for _ in range(max(len(edges) - 1, 0))],
+        list(history.call),
+        list(history.ret),
+        list(history.value),
+        [place[offset] for offset in history.offset],
+        [place[end] for end in map(add, history.offset, history.length)],
+    )
+    found.counts.update(requests=len(history), left_out=0, unchecked=0)
+    trims = _fill(history, found, place)
+    if trims:
+        _leave_out_what_a_trim_explains(found, trims)
+        found.counts["unchecked"] = len(found.unchecked)
+    unit = unit_of(history, level)
+    found.groups = _groups(history, found, unit)
+    found.counts.update(cells=len(found.cells), groups=len(found.groups))
+    return found
+
+
+def _edges(history: History, unit: int | None) -> list[int]:
+    """All edges of cells, in order."""
+    edges = set(history.offset)
+    edges.update(map(add, history.offset, history.length))
+    for op, outcome, offset, runs in zip(history.op, history.outcome, history.offset, history.value, strict=True):
+        if op == "read" and outcome == OK and isinstance(runs, tuple) and len(runs) > 1:
+            at = offset
+            for _, length in runs:
+                at += length
+                edges.add(at)
+    if unit is not None:
+        for edge in [edge for edge in edges if edge % unit]:
+            edges.add(edge - edge % unit)
+            edges.add(edge - edge % unit + unit)
+    return sorted(edges)
+
+
+def _fill(history: History, found: Cut, place: dict[int, int]) -> list[tuple[int, int, int]]:
+    """Put every request into its cells; (invoked, part, cell) of the trims that promise nothing."""
+    cells, begin, end, ret = found.cells, found.begin, found.end, found.ret
+    trims: list[tuple[int, int, int]] = []
+    left_out = 0
+    order: range | list[int] = range(len(history))
+    if any(map(int.__gt__, history.call, history.call[1:])):
+        order = sorted(order, key=history.call.__getitem__)
+    ops, outcomes, values = history.op, history.outcome, history.value
+    for index in order:
+        op, outcome = ops[index], outcomes[index]
+        if op not in KEPT or outcome in NOT_DONE or (outcome != OK and op == "read"):
+            left_out += 1
+            continue
+        first, behind = begin[index], end[index]
+        if op == "read":
+            runs = values[index]
+            if not isinstance(runs, tuple):
+                raise ValueError(f"read {history.id[index]} was answered without a value")
+            if behind - first == 1 and len(runs) == 1:
+                value, length = runs[0]
+                if length != history.length[index]:
+                    raise ValueError(f"what read {history.id[index]} returned does not come to its length")
+                cell = cells[first]
+                if value == ZERO:
+                    cell.zero_reads.append(index)
+                else:
+                    cell.reads.append(index)
+                    cell.read_values.append(value)
+            else:
+                _fill_read(found, place, index, history.offset[index], runs, history)
+            continue
+        if outcome == PENDING:
+            ret[index] = NEVER
+            found.optional.add(index)
+        elif outcome != OK:
+            _fill_failed(history, found, index, trims)
+            continue
+        is_zero = op == "zero" or values[index] == ZERO or (op == "trim" and history.trim_reads_zero)
+        for number in range(first, behind):
+            if is_zero:
+                cells[number].zero_writes.append(index)
+            else:
+                cells[number].writes.append(index)
+        if op == "trim" and not history.trim_reads_zero:
+            found.names[index] = ("trim", index)
+            trims.extend((history.call[index], index, number) for number in range(first, behind))
+    found.counts["left_out"] = left_out
+    return trims
+
+
+def _fill_read(found: Cut, place: dict[int, int], index: int, at: int, runs: Runs, history: History) -> None:
+    """A read of several cells."""
+    first = place[at]
+    for value, length in runs:
+        at += length
+        behind = place[at]
+        for number in range(first, behind):
+            cell = found.cells[number]
+            if value == ZERO:
+                cell.zero_reads.append(index)
+            else:
+                cell.reads.append(index)
+                cell.read_values.append(value)
+        first = behind
+    if first != found.end[index]:
+        raise ValueError(f"what read {history.id[index]} returned does not come to its length")
+
+
+def _fill_failed(history: History, found: Cut, index: int, trims: list[tuple[int, int, int]]) -> None:
+    """A failed request: a part for each cell, which may be left out."""
+    op, value = history.op[index], history.value[index]
+    is_zero = op == "zero" or value == ZERO or (op == "trim" and history.trim_reads_zero)
+    for number in range(found.begin[index], found.end[index]):
+        part = len(found.call)
+        found.call.append(history.call[index])
+        found.ret.append(history.ret[index])
+        found.names.append(value)
+        found.begin.append(number)
+        found.end.append(number + 1)
+        found.request.append(index)
+        found.only.append(number)
+        found.optional.add(part)
+        if is_zero:
+            found.cells[number].zero_writes.append(part)
+        else:
+            found.cells[number].writes.append(part)
+        if op == "trim" and not history.trim_reads_zero:
+            found.names[part] = ("trim", part)
+            trims.append((history.call[index], part, number))
+
+
+def _leave_out_what_a_trim_explains(found: Cut, trims: list[tuple[int, int, int]]) -> None:
+    """Take out of each cell the reads that may have come after a trim that promises nothing."""
+    by_cell: dict[int, list[int]] = {}
+    for _, part, number in trims:
+        by_cell.setdefault(number, []).append(part)
+    for number, of_cell in by_cell.items():
+        cell = found.cells[number]
+        trimmed = set(of_cell)
+        written = [
+            (found.call[part], found.ret[part])
+            for part in (*cell.writes, *cell.zero_writes)
+            if part not in found.optional and part not in trimmed
+        ]
+        written.sort()
+        calls = [call for call, _ in written]
+        # The earliest that anything written from here on returned.
+        overwritten = [NEVER] * (len(written) + 1)
+        for at in range(len(written) - 1, -1, -1):
+            overwritten[at] = min(overwritten[at + 1], written[at][1])
+        # A trim may explain what is read from its invocation until something was invoked after it, and returned.
+        spans = [(found.call[part], overwritten[bisect_left(calls, found.ret[part] + 1)]) for part in of_cell]
+        kept, values = [], []
+        for part, value in zip(cell.reads, cell.read_values, strict=True):
+            if _explained(spans, found, part):
+                found.unchecked.append((number, part))
+            else:
+                kept.append(part)
+                values.append(value)
+        found.unchecked.extend((number, part) for part in cell.zero_reads if _explained(spans, found, part))
+        zeroes = [part for part in cell.zero_reads if not _explained(spans, found, part)]
+        cell.reads, cell.read_values, cell.zero_reads = kept, values, zeroes
+
+
+def _explained(spans: list[tuple[int, int]], found: Cut, read: int) -> bool:
+    """Whether some trim may be what a read has seen."""
+    return any(since <= found.ret[read] and until >= found.call[read] for since, until in spans)
+
+
+def _groups(history: History, found: Cut, unit: int | None) -> list[tuple[int, int]]:
+    """Runs of cells that something covers together. What failed covers each cell apart."""
+    count = len(found.cells)
+    if not count:
+        return []
+    # How many parts begin to reach beyond the edge, less those that end: a running sum says how many cross it.
+    crossing = [0] * (count + 1)
+    for index, (first, behind) in enumerate(zip(found.begin[: len(history)], found.end, strict=False)):
+        if behind - first > 1 and history.op[index] in KEPT and _covers_together(history, index):
+            crossing[first + 1] += 1
+            crossing[behind] -= 1
+    groups = []
+    first, crossed = 0, 0
+    for number in range(1, count + 1):
+        crossed += crossing[number]
+        joined = number < count and crossed > 0 and (unit is None or found.edges[number] % unit != 0)
+        if not joined:
+            groups.append((first, number))
+            first = number
+    return [
+        (first, behind) for first, behind in groups if any(_touched(found.cells[at]) for at in range(first, behind))
+    ]
+
+
+def _covers_together(history: History, index: int) -> bool:
+    """Whether a request takes effect at once on all it covers: it went well, or is a write without an answer yet."""
+    outcome = history.outcome[index]
+    return outcome == OK or (outcome == PENDING and history.op[index] != "read")
+
+
+def _touched(cell: Cell) -> bool:
+    return bool(cell.writes or cell.reads or cell.zero_writes or cell.zero_reads)

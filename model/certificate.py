@@ -1,0 +1,435 @@
+"""Certificates of verdicts, and the verifier that replays each of them. It shares no code with those who decide.
+
+An **Order** proves "linearizable": for each group of cells, the operations in an order. The verifier keeps what each
+cell holds in a list and replays: every read has to have returned what the cells then hold, no operation may come after
+one that was invoked after it returned, and each operation has to be there exactly once on every byte it covers (an
+optional one at most once). It also checks that the groups are what the level asks: no request, or part of one within a
+block or granule, may be torn between two groups.
+
+A **Conflict** proves "not linearizable": a few operations, and the bytes on which to look at them. The verifier
+searches all orders of these few. Why no order of a few means none of all:
+
+- leaving out a read never makes a legal order illegal;
+- nor does leaving out a write whose value none of the reads left in returned: a read's value stands between its own
+  write and itself, with nothing in between. So the writers of what the named reads returned have to be named, or not
+  to exist; the verifier looks through the history for them;
+- zeroes have many writers. Of those bytes on which a named read returned zero, every zero write must be named that was
+  invoked before the last of these reads returned, and that had not returned before anything named had to take effect
+  (the least of: invocations of these reads, and for each value named, its earliest response and its latest invocation;
+  to take effect later than that never does harm, see `model/zones.py`). If any was left out as too early, the bytes are
+  taken to be zero at first, which is what they could be at best. If one that matters is not named, every zero read is
+  given a zero write of its own that may happen at any time: that is more than any history has;
+- a read of the base needs no writer: the bytes hold it at first.
+
+Source:  none; the argument is the one above.
+Shapes:  operations are indices of requests. An Order's `only` says, where a failed request happened in part, on which
+         cell that operation happened; NO_CELL elsewhere.
+Errors:  AssertionError for a certificate that does not prove its verdict: whoever made it is wrong. TooLarge for a
+         conflict that has more orders than the verifier tries.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Level
+
+NO_CELL = -1
+STEPS_MAX = 200_000
+
+
+class TooLarge(Exception):
+    """There are more orders than the verifier tries."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOrder:
+    """The operations on one group, [first, end) of the cells, in order."""
+
+    first: int
+    end: int
+    operations: list[int]
+    only: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order for each group; cell i is the bytes from edges[i] to edges[i + 1].
+
+    unchecked: (cell, request) of reads that may have seen what a trim left that promises nothing
+    """
+
+    edges: list[int]
+    sequences: list[GroupOrder]
+    unchecked: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Operations that have no order, looked at on [start, end) of the device only."""
+
+    operations: tuple[int, ...]
+    start: int
+    end: int
+
+
+def verify_order(history: History, level: Level, order: Order) -> None:
+    """Replay an order; AssertionError if it does not prove that the history is linearizable."""
+    place = {edge: number for number, edge in enumerate(order.edges)}
+    _check_groups(history, level, order, place)
+    trims = _Trims(history)
+    for cell, index in order.unchecked:
+        assert trims.explain(order.edges[cell], index), f"read {history.id[index]} is to be checked"
+    unchecked = set(order.unchecked)
+    assert len(unchecked) == len(order.unchecked), "something is unchecked twice"
+    covered = len(unchecked)
+    for sequence in order.sequences:
+        covered += _replay(history, order, sequence, place, unchecked)
+    needed = 0
+    for index in _relevant(history):
+        outcome = history.outcome[index]
+        if outcome == OK:
+            needed += place[history.offset[index] + history.length[index]] - place[history.offset[index]]
+    assert covered == needed, f"{needed - covered} of {needed} operations on cells are missing from the order"
+
+
+def _relevant(history: History) -> Iterable[int]:
+    """The requests that say something, or may have done something."""
+    kinds = {"read", "write", "zero", "trim"}
+    for index, (op, outcome) in enumerate(zip(history.op, history.outcome, strict=True)):
+        if op in kinds and outcome not in NOT_DONE and (op != "read" or outcome == OK):
+            yield index
+
+
+def _check_groups(history: History, level: Level, order: Order, place: dict[int, int]) -> None:
+    """Groups do not overlap, and nothing that takes effect at an instant is torn between two of them."""
+    unit = {"request": None, "block": history.block_size, "sector": history.granule}[level]
+    assert order.edges == sorted(place), "edges are not in order, or not different"
+    group = [NO_CELL] * len(order.edges)
+    for number, sequence in enumerate(order.sequences):
+        for cell in range(sequence.first, sequence.end):
+            assert group[cell] == NO_CELL, f"cell {cell} is in two groups"
+            group[cell] = number
+    # How far the cells reach that lie in one group, or in one unit, with each.
+    joined = list(range(1, len(order.edges) + 1))
+    for cell in range(len(order.edges) - 3, -1, -1):
+        same_unit = unit is None or order.edges[cell + 1] % unit != 0
+        if not same_unit or group[cell] == group[cell + 1]:
+            joined[cell] = joined[cell + 1]
+    if unit is not None:
+        for cell, (start, end) in enumerate(zip(order.edges, order.edges[1:], strict=False)):
+            inner = start % unit or end % unit
+            assert not inner or start // unit == (end - 1) // unit, f"cell {cell} reaches over the end of a {level}"
+    for index in _relevant(history):
+        first, end = place[history.offset[index]], place[history.offset[index] + history.length[index]]
+        if end - first > 1:
+            torn = history.outcome[index] in (OK, PENDING) and joined[first] < end
+            assert not torn, f"request {history.id[index]} is torn between groups"
+
+
+def _replay(
+    history: History,
+    order: Order,
+    sequence: GroupOrder,
+    place: dict[int, int],
+    unchecked: set[tuple[int, int]],
+) -> int:
+    """Replay one group; how many operations on cells it had, of those that had to be there."""
+    group_first, group_end = sequence.first, sequence.end
+    at_first = ZERO if history.base_is_zero else BASE
+    held = [at_first] * (group_end - group_first)
+    calls, rets, ops, values = history.call, history.ret, history.op, history.value
+    offsets, lengths, outcomes = history.offset, history.length, history.outcome
+    seen: set[tuple[int, int]] = set()
+    latest = -NEVER
+    covered = 0
+    for at, index in enumerate(sequence.operations):
+        call, ret = calls[index], rets[index]
+        first, end = place[offsets[index]], place[offsets[index] + lengths[index]]
+        only = NO_CELL
+        if outcomes[index] != OK:
+            only = sequence.only[at] if sequence.only is not None else NO_CELL
+            ret, first, end = _as_far_as_it_happened(history, sequence, index, only, (first, end))
+        assert (index, only) not in seen, f"request {history.id[index]} is there twice"
+        seen.add((index, only))
+        assert ret >= latest, f"request {history.id[index]} returned before one that goes before it was invoked"
+        if call > latest:  # noqa: PLR1730 - half a second in a million operations
+            latest = call
+        first = max(first, group_first) - group_first
+        end = min(end, group_end) - group_first
+        assert first < end, f"request {history.id[index]} covers nothing here"
+        op, value = ops[index], values[index]
+        if outcomes[index] == OK:
+            covered += end - first
+        if op == "read":
+            assert outcomes[index] == OK, f"read {history.id[index]} was not answered"
+            assert isinstance(value, tuple), f"read {history.id[index]} has no value"
+            if end - first == 1 and len(value) == 1 and not unchecked:
+                assert held[first] == value[0][0], f"read {history.id[index]} does not fit"
+                continue
+            was = _values_by_cell(place, offsets[index], value)
+            for cell in range(first, end):
+                if (group_first + cell, index) in unchecked:
+                    covered -= 1
+                else:
+                    assert held[cell] == was[group_first + cell], f"read {history.id[index]} does not fit"
+        else:
+            written = _written(history, index)
+            for cell in range(first, end):
+                held[cell] = written
+    return covered
+
+
+def _as_far_as_it_happened(
+    history: History, sequence: GroupOrder, index: int, only: int, span: tuple[int, int]
+) -> tuple[int, int, int]:
+    """When a request without success had ended, and the cells of it that this is about."""
+    outcome, name = history.outcome[index], history.id[index]
+    assert outcome not in NOT_DONE, f"request {name} has not happened"
+    if outcome == PENDING:
+        assert only == NO_CELL, f"request {name} happens as a whole"
+        return NEVER, *span
+    assert only != NO_CELL, f"request {name} failed, and is not said to have happened on one cell"
+    assert span[0] <= only < span[1], f"request {name} does not cover cell {only}"
+    assert sequence.first <= only < sequence.end, f"cell {only} is not in this group"
+    return history.ret[index], only, only + 1
+
+
+def _written(history: History, index: int) -> str:
+    """What a change leaves; a trim that promises nothing leaves what nobody can have read, and be checked."""
+    op, value = history.op[index], history.value[index]
+    if op == "write":
+        assert isinstance(value, str), f"write {history.id[index]} has no value"
+        return value
+    if op == "zero" or history.trim_reads_zero:
+        return ZERO
+    return f"whatever trim {index} left"
+
+
+def _values_by_cell(place: dict[int, int], at: int, runs: Sequence[tuple[str, int]]) -> dict[int, str]:
+    found = {}
+    for value, length in runs:
+        for cell in range(place[at], place[at + length]):
+            found[cell] = value
+        at += length
+    return found
+
+
+# Trims that promise nothing.
+
+
+class _Trims:
+    """What is not checked after a trim that promises nothing, by the definition: asked byte by byte, kept by byte."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._kept: dict[int, tuple[list[tuple[int, int]], list[int], list[int]]] = {}
+
+    def explain(self, byte: int, read: int) -> bool:
+        """Whether what a read returned for a byte may be what some trim left there."""
+        if self._history.trim_reads_zero:
+            return False
+        if byte not in self._kept:
+            self._kept[byte] = self._look_at(byte)
+        trims, calls, least = self._kept[byte]
+        called, returned = self._history.call[read], self._history.ret[read]
+        return any(since <= returned and not least[bisect_right(calls, until)] < called for since, until in trims)
+
+    def _look_at(self, byte: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+        """The trims; and the writes' invocations, with the least response from each on."""
+        history = self._history
+        trims, writes = [], []
+        for index in _relevant(history):
+            if not history.offset[index] <= byte < history.offset[index] + history.length[index]:
+                continue
+            call, ret, outcome = history.call[index], history.ret[index], history.outcome[index]
+            if history.op[index] == "trim":
+                trims.append((call, NEVER if outcome == PENDING else ret))
+            elif history.op[index] != "read" and outcome == OK:
+                writes.append((call, ret))
+        writes.sort()
+        least = [NEVER]
+        for _, ret in reversed(writes):
+            least.append(min(least[-1], ret))
+        return trims, [call for call, _ in writes], least[::-1]
+
+
+# Conflicts.
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A named operation, or one cell of a failed one: what it read or wrote on each cell it covers."""
+
+    call: int
+    ret: int
+    is_read: bool
+    optional: bool
+    values: dict[int, str]
+
+
+def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
+    """Search all orders of the named operations; AssertionError if there is one."""
+    unit = {"request": None, "block": history.block_size, "sector": history.granule}[level]
+    start, end = conflict.start, conflict.end
+    assert unit is None or start // unit == (end - 1) // unit, f"the conflict reaches over the end of a {level}"
+    assert conflict.operations, "a conflict of nothing"
+    relevant = set(_relevant(history))
+    for index in conflict.operations:
+        assert index in relevant, f"request {history.id[index]} says nothing"
+    edges = _edges_of(history, conflict)
+    parts = _parts_of(history, conflict, edges)
+    near = [at for at in relevant if history.offset[at] < end and start < history.offset[at] + history.length[at]]
+    at_first = [_first_value(history, conflict, parts, cell, edges, near) for cell in range(len(edges) - 1)]
+    parts.extend(
+        _Part(-NEVER, NEVER, False, True, {cell: ZERO})
+        for cell, value in enumerate(at_first)
+        if value is None
+        for part in parts
+        if part.is_read and part.values.get(cell) == ZERO
+    )
+    assert not _has_order(parts, [value or BASE for value in at_first]), "the conflict has an order"
+
+
+def _edges_of(history: History, conflict: Conflict) -> list[int]:
+    """Where anything named begins or ends, or changes its value."""
+    edges = {conflict.start, conflict.end}
+    for index in conflict.operations:
+        at = history.offset[index]
+        edges.update((at, at + history.length[index]))
+        value = history.value[index]
+        if history.op[index] == "read" and isinstance(value, tuple):
+            for _, length in value:
+                at += length
+                edges.add(at)
+    return sorted(edge for edge in edges if conflict.start <= edge <= conflict.end)
+
+
+def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[_Part]:
+    """What is named, on the conflict's bytes, with what the definition does not check left out."""
+    parts = []
+    trims = _Trims(history)
+    for index in conflict.operations:
+        start, end = history.offset[index], history.offset[index] + history.length[index]
+        cells = [cell for cell in range(len(edges) - 1) if start <= edges[cell] and edges[cell + 1] <= end]
+        call, ret = history.call[index], history.ret[index]
+        outcome = history.outcome[index]
+        if history.op[index] == "read":
+            values = {cell: _read_at(history, index, edges[cell]) for cell in cells}
+            for cell in cells:
+                if trims.explain(edges[cell], index):
+                    del values[cell]
+            parts.append(_Part(call, ret, True, False, values))
+            continue
+        written = _written(history, index)
+        if outcome in (OK, PENDING):
+            ret = NEVER if outcome == PENDING else ret
+            parts.append(_Part(call, ret, False, outcome == PENDING, dict.fromkeys(cells, written)))
+        else:
+            parts.extend(_Part(call, ret, False, True, {cell: written}) for cell in cells)
+    return parts
+
+
+def _read_at(history: History, index: int, byte: int) -> str:
+    at = history.offset[index]
+    runs = history.value[index]
+    assert isinstance(runs, tuple), f"read {history.id[index]} has no value"
+    for value, length in runs:
+        at += length
+        if byte < at:
+            return value
+    raise AssertionError(f"what read {history.id[index]} returned does not come to its length")
+
+
+def _first_value(
+    history: History, conflict: Conflict, parts: list[_Part], cell: int, edges: list[int], near: list[int]
+) -> str | None:
+    """What a cell is taken to hold at first; None if its zeroes may come from anywhere.
+
+    That every value read has its writer named is checked here too.
+    """
+    named = set(conflict.operations)
+    near = [at for at in near if history.offset[at] < edges[cell + 1]]
+    near = [at for at in near if history.offset[at] + history.length[at] > edges[cell] and at not in named]
+    here = [part for part in parts if cell in part.values]
+    wanted = {part.values[cell] for part in here if part.is_read}
+    for index in near:
+        missing = history.op[index] == "write" and history.value[index] in wanted - {ZERO}
+        assert not missing, f"{history.value[index]} was read, and its write is not named"
+    base = ZERO if history.base_is_zero else BASE
+    if ZERO not in wanted:
+        return base
+    zero_reads = [part for part in here if part.is_read and part.values[cell] == ZERO]
+    clusters: dict[str, list[_Part]] = {}
+    for part in here:
+        if part.values[cell] != ZERO:
+            clusters.setdefault(part.values[cell], []).append(part)
+    times = [part.call for part in zero_reads]
+    times.extend(min([part.ret for part in of] + [max(part.call for part in of)]) for of in clusters.values())
+    first, last = min(times), max(part.ret for part in zero_reads)
+    for index in near:
+        if history.op[index] == "read" or _written(history, index) != ZERO:
+            continue
+        ret = NEVER if history.outcome[index] == PENDING else history.ret[index]
+        if ret < first:
+            base = ZERO
+        elif history.call[index] <= last:
+            return None
+    return base
+
+
+def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
+    """Whether some order of all that is not optional is legal: depth first, remembering what led nowhere.
+
+    A read that fits is taken at once, since it changes nothing, unless something optional would then come too late. Of
+    zero writes of the same cells that may both come next only the one that returns first is tried, since the other can
+    take its place in any order.
+    """
+    needed = sum(1 << number for number, part in enumerate(parts) if not part.optional)
+    everything = (1 << len(parts)) - 1
+    start = (everything, tuple(at_first), -NEVER)
+    known = {start}
+    todo = [start]
+    while todo:
+        left, held, latest = todo.pop()
+        if not left & needed:
+            return True
+        if len(known) > STEPS_MAX:
+            raise TooLarge(f"a conflict of {len(parts)} operations has too many orders to try")
+        for number in _next_ones(parts, left, needed, latest, held):
+            part = parts[number]
+            then = held
+            if not part.is_read:
+                then = tuple(part.values.get(cell, value) for cell, value in enumerate(held))
+            after = (left & ~(1 << number), then, max(latest, part.call))
+            if after not in known:
+                known.add(after)
+                todo.append(after)
+    return False
+
+
+def _next_ones(parts: list[_Part], left: int, needed: int, latest: int, held: tuple[str, ...]) -> list[int]:
+    """The operations that may come next, and are worth trying."""
+    there = [number for number in range(len(parts)) if left >> number & 1]
+    limit = min(parts[number].ret for number in there if needed >> number & 1)
+    there = [number for number in there if parts[number].call <= limit and parts[number].ret >= latest]
+    first_left_out = min((parts[number].ret for number in there if parts[number].optional), default=NEVER)
+    zeroes: dict[tuple[tuple[int, ...], bool], int] = {}
+    found = []
+    for number in sorted(there, key=lambda number: parts[number].ret):
+        part = parts[number]
+        if part.is_read:
+            if all(held[cell] == value for cell, value in part.values.items()):
+                if part.call <= first_left_out:
+                    return [number]
+                found.append(number)
+            continue
+        if set(part.values.values()) == {ZERO}:
+            kind = (tuple(part.values), part.optional)
+            if kind in zeroes:
+                continue
+            zeroes[kind] = number
+        found.append(number)
+    return found
