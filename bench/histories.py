@@ -2,8 +2,8 @@
 
 The histories are made up, the same ones for the same seed: clients send one request after the other, half of them
 reads, each takes effect at an instant anywhere between its two ends, and every write has a value of its own. One that
-is not linearizable has one fault: near its end, a read returned what had been overwritten before the value it should
-have returned was written. Each row is a process of its own, so that its peak of memory is its own.
+is not linearizable has one fault near its end: a read of one block is stale, or one of several blocks is torn. Each row
+is a process of its own, so that its peak of memory is its own.
 
 Units:   seconds of processor time (and wall time where that is said); memory in MiB, as the kernel reports the peak.
 Errors:  exit status 1 if a verdict is not the one that the history was made for; unknown is such a one.
@@ -85,7 +85,7 @@ def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bo
         instants.append(rng.randint(call, ret))
     run(history, sorted(range(requests), key=instants.__getitem__))
     if faulty:
-        make_stale(history)
+        (make_torn if span > 1 else make_stale)(history)
     return history
 
 
@@ -128,6 +128,28 @@ def make_stale(history: History) -> None:
     raise ValueError("no read of this history can be made stale")
 
 
+def make_torn(history: History) -> None:
+    """Near the end, give the first block of a read that returned one write the value of an earlier write.
+
+    The write overlaps the read in time, so that no block need be wrong by itself. But the read saw it on another block,
+    so it came before the read; and the earlier one, over when it began, cannot have come in between.
+    """
+    writes = {value: at for at, value in enumerate(history.value) if history.op[at] == "write"}
+    for read in range(len(history) - 1, -1, -1):
+        value = history.value[read]
+        if history.op[read] != "read" or len(value) < 2 or len(set(value)) > 1 or value[0][0] not in writes:
+            continue
+        write = writes[value[0][0]]
+        if history.ret[write] < history.call[read]:
+            continue
+        for at in range(write - 1, -1, -1):
+            covers = history.offset[at] <= history.offset[read] < history.offset[at] + history.length[at]
+            if history.op[at] == "write" and covers and history.ret[at] < history.call[write]:
+                history.value[read] = ((history.value[at], BLOCK_BYTES), *value[1:])
+                return
+    raise ValueError("no read of this history can be torn")
+
+
 def measure(row: Row) -> Row:
     """Decide one row's history, in this process."""
     history = make_history(row.requests, row.clients, row.blocks, row.span, row.faulty)
@@ -154,7 +176,10 @@ def expected(row: Row) -> str:
     return (Verdict.NOT_LINEARIZABLE if row.faulty else Verdict.LINEARIZABLE).value
 
 
-TITLES = "requests clients blocks span level verdict cpu_s us/request wall_s loaded_MiB peak_MiB".split()
+TITLES = (
+    *("requests", "clients", "blocks", "span", "level", "verdict"),
+    *("cpu_s", "us/request", "wall_s", "loaded_MiB", "peak_MiB"),
+)
 
 
 def line(row: Row) -> str:
