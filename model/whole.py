@@ -419,10 +419,13 @@ class Schedule:
                 self._take(after[1])
                 return None
 
-    def back_to_before(self, parts: Set[int]) -> None:
+    def back_to_before(self, parts: set[int]) -> None:
         """Undo until none of these is taken."""
-        places = [at for at, part in enumerate(self.order) if part in parts]
-        length = min(places, default=len(self.order))
+        taken = len(parts & self.done)
+        length = len(self.order)
+        while taken:
+            length -= 1
+            taken -= self.order[length] in parts
         while self.choices and self.choices[-1][0] >= length:
             self.choices.pop()
         while len(self.order) > length:
