@@ -17,6 +17,7 @@ from check.history.peers import PEERS, serving
 from check.history.record import Recipe, record
 from check.history.show import verdict_lines
 from impl.errors import StartError
+from model.budget import Budget
 from model.history import OK, PENDING
 from model.linearizability import decide
 from model.wgl import Verdict
@@ -27,6 +28,7 @@ BASE = "pattern:64M?seed=3"
 SLOW = f"{BASE}&latency=2ms&jitter=20ms"
 MUTANT = [sys.executable, str(ROOT / "tests" / "mutant_server.py")]
 RUNS_MAX = 10
+BUDGET = Budget(seconds=30)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def seen_in(history):
 
 def check(history, level="request"):
     """It is linearizable, and it is not empty."""
-    decision = decide(history, level)
+    decision = decide(history, level, BUDGET)
     assert decision.verdict is Verdict.LINEARIZABLE, "\n".join(verdict_lines(history, decision))
     seen = seen_in(history)
     assert min(seen["base"], seen["zero"], seen["a write"]) > 0
@@ -70,7 +72,7 @@ RUNS = {
     ),
     "an overlay in memory": (("--overlay", "memory"), {"moment_s": 0.02}),
     "small blocks": (("--cow-block-size", "4K", "--cow-on-read", "on"), {"block_size": 4096, "moment_s": 0.01}),
-    "one place for all": ((), {"size": 4 * 65536, "depth": 32}),
+    "one block for all": ((), {"size": 65536, "depth": 1}),
 }
 
 
@@ -127,14 +129,14 @@ WRONG = {
     "NoSecondLookAtCopies": (("--cow-on-read", "on"), {}),
     "CopiesOverTrims": (("--cow-on-read", "on"), {"mix": {"read": 60, "trim": 30, "write": 10}}),
     "SecondLookMissesTrims": ((), {"mix": {"read": 50, "trim": 30, "write": 20}}),
-    "write whole: NoLock": (("--overlay", "memory"), {"size": 2 * 65536, "moment_s": 10}),
-    "look: NoLock": (("--overlay", "memory"), {"size": 2 * 65536, "moment_s": 10}),
+    "write whole: NoLock": (("--overlay", "memory"), {"size": 2 * 65536, "depth": 8}),
+    "look: NoLock": (("--overlay", "memory"), {"size": 2 * 65536, "depth": 8}),
 }
 
 
 def found(history, level):
     """The lines that show why it is not linearizable; None if it is."""
-    decision = decide(history, level)
+    decision = decide(history, level, BUDGET)
     if decision.verdict is not Verdict.NOT_LINEARIZABLE:
         return None
     assert 1 <= len(decision.certificate.operations) <= 8
