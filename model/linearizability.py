@@ -201,15 +201,19 @@ def _why_pair(words: _Words, refutation: Refutation, conflict: Conflict) -> str:
     other_first, other_last = min(other, key=ret.__getitem__), max(other, key=call.__getitem__)
     since = words.returned(last, byte)
     if all(words.operation(part).op == "read" and words.value(part, byte) == BASE for part in one):
-        return f"{since}, but {words.returned(other_first, byte)} and ended before {words.name(last)} began"
+        return f"{since}, but {_and(words.returned(other_first, byte))} ended before {words.name(last)} began"
     if other_first == other_last:
-        middle = words.returned(other_first, byte)
-        middle += ", and" if " " in middle else ""
+        middle = _and(words.returned(other_first, byte))
         return f"{since}, but {middle} began after {words.name(first)} ended and ended before {words.name(last)} began"
     return (
-        f"{since}, but {words.returned(other_last, byte)} and began after {words.name(first)} ended, while"
-        f" {words.returned(other_first, byte)} and ended before {words.name(last)} began"
+        f"{since}, but {_and(words.returned(other_last, byte))} began after {words.name(first)} ended, while"
+        f" {_and(words.returned(other_first, byte))} ended before {words.name(last)} began"
     )
+
+
+def _and(said: str) -> str:
+    """To go on with a verb: 'w3', or 'r8 returned w3, and'."""
+    return f"{said}, and" if " " in said else said
 
 
 def _why_starved(words: _Words, refutation: Refutation, _: Conflict) -> str:

@@ -38,12 +38,12 @@ from model.cells import Cell, Cut
 from model.history import BASE, NEVER
 from model.zones import NOBODY, Refutation, cluster, decide_cell
 
-WINDOWS = (32, 128, 384)
+WINDOWS = (32, 96, 288)
 # Up to so many requests a window is searched exhaustively, with so many steps.
 SEARCHED_MAX = 48
 SEARCHED = Budget(steps=20_000, seconds=5.0, entries=20_000)
 # After so many steps back without getting further, look closely.
-PATIENCE = 100
+PATIENCE = 40
 # How often intervals are made narrower by zones.
 ROUNDS, ROUNDS_OF_MANY, MANY = 50, 4, 20_000
 ROUNDS_OF_READS = 3
@@ -115,7 +115,7 @@ class Group:
         wanted = {part for part, on in self.writes.items() if any(self.read_count[at][k] for at, k in on)}
         self.needed = [part for part in self.parts if part not in found.optional or part in wanted]
         self._forget_what_may_be_left_out()
-        self.first: dict[int, list[tuple[int, int]]] = {}
+        self.first: dict[int, dict[tuple[int, int], None]] = {}
         self._see_what_reads_imply()
         self.low = {part: found.call[part] for part in self.parts}
         self.high = {part: found.ret[part] for part in self.parts}
@@ -198,7 +198,7 @@ class Group:
                             before = known.setdefault(write, {})
                             if other not in before:
                                 before[other] = None
-                                self.first.setdefault(write, []).append((at, cluster_on[other][at]))
+                                self.first.setdefault(write, {})[at, cluster_on[other][at]] = None
                                 news = True
             if not news:
                 break
@@ -206,17 +206,20 @@ class Group:
     def learn(self, implied: Implied) -> bool:
         """Keep which writes come before which others on a cell, as a few requests imply; whether that was news."""
         news = False
-        for at, after in enumerate(implied.after):
-            earlier = implied.by_call[at]
-            on = dict(self.writes.get(earlier, ()))
-            rest = after if on else 0
-            while rest:
-                bit = rest & -rest
-                rest ^= bit
-                later = implied.by_call[bit.bit_length() - 1]
-                for cell, _ in self.writes.get(later, ()):
-                    if cell in on and (cell, on[cell]) not in self.first.setdefault(later, []):
-                        self.first[later].append((cell, on[cell]))
+        place = {part: at for at, part in enumerate(implied.by_call)}
+        writers: dict[int, int] = {}
+        for part, at in place.items():
+            for cell, _ in self.writes.get(part, ()):
+                writers[cell] = writers.get(cell, 0) | 1 << at
+        for part, at in place.items():
+            for on in self.writes.get(part, ()):
+                rest = implied.after[at] & writers[on[0]]
+                while rest:
+                    bit = rest & -rest
+                    rest ^= bit
+                    known = self.first.setdefault(implied.by_call[bit.bit_length() - 1], {})
+                    if on not in known:
+                        known[on] = None
                         news = True
         return news
 
@@ -342,6 +345,8 @@ class Schedule:
         self.call, self.ret = group.low, group.high
         self.needed_by_call = sorted(group.needed, key=lambda part: (group.low[part], part))
         self.needed_by_ret = sorted(group.needed, key=lambda part: (group.high[part], part))
+        self.place_by_call = {part: at for at, part in enumerate(self.needed_by_call)}
+        self.place_by_ret = {part: at for at, part in enumerate(self.needed_by_ret)}
         needed = set(group.needed)
         self.optional = [part for part in group.parts if part not in needed and part in group.zero_writes]
         self.done: set[int] = set()
@@ -437,7 +442,8 @@ class Schedule:
 
     def _configuration(self) -> object:
         """All that matters for what can still come."""
-        beyond = frozenset(self.needed_by_call[at] for at in range(self.low_call, self.entered) if self._is_done(at))
+        window = self.needed_by_call[self.low_call : self.entered]
+        beyond = frozenset(part for part in window if part in self.done)
         used = frozenset(part for part in self.optional[: self.optional_entered] if part in self.done)
         live = tuple(
             (at, held)
@@ -446,15 +452,11 @@ class Schedule:
         )
         return self.low_call, beyond, used, live
 
-    def _is_done(self, at: int) -> bool:
-        return self.needed_by_call[at] in self.done
-
     # What may come next.
 
     def _enter(self) -> None:
         """Let in what was invoked before the first of those left returned."""
         limit = self.ret[self.needed_by_ret[self.low_ret]] if self.low_ret < len(self.needed_by_ret) else NEVER
-        group = self.group
         while self.entered < len(self.needed_by_call):
             part = self.needed_by_call[self.entered]
             if self.call[part] > limit:
@@ -666,8 +668,8 @@ class Schedule:
         group = self.group
         self._come_in(part)
         if part not in group.found.optional or part not in self.optional:
-            self.low_call = min(self.low_call, self._place_by_call(part))
-            self.low_ret = min(self.low_ret, self._place_by_ret(part))
+            self.low_call = min(self.low_call, self.place_by_call[part])
+            self.low_ret = min(self.low_ret, self.place_by_ret[part])
         limit = self.ret[self.needed_by_ret[self.low_ret]] if self.low_ret < len(self.needed_by_ret) else NEVER
         while self.entered and self.call[self.needed_by_call[self.entered - 1]] > limit:
             self.entered -= 1
@@ -691,16 +693,6 @@ class Schedule:
                 self.ready_unread.remove(part)
         else:
             self.ready_reads.remove(part)
-
-    def _place_by_call(self, part: int) -> int:
-        where = bisect_left(self.needed_by_call, (self.call[part], part), key=lambda other: (self.call[other], other))
-        assert self.needed_by_call[where] == part
-        return where
-
-    def _place_by_ret(self, part: int) -> int:
-        where = bisect_left(self.needed_by_ret, (self.ret[part], part), key=lambda other: (self.ret[other], other))
-        assert self.needed_by_ret[where] == part
-        return where
 
 
 # Refutations of a few.

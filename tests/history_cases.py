@@ -5,9 +5,11 @@ Shapes:  a row is (kind, first granule, granules, call, ret, value or outcome...
 byte.
 """
 
-from itertools import permutations
+from itertools import combinations_with_replacement, permutations, product
 
-from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Operation
+from hypothesis import strategies as st
+
+from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, TORN, ZERO, History, Operation
 from model.wgl import Call, Verdict, search
 
 BLOCK = 2  # Granules to a block.
@@ -17,7 +19,7 @@ def history_of(*rows, size=4, **options):
     """A history of rows: (op, offset, length, call, ret, value, outcome=OK). A read's value may be one name."""
     history = History(**{"size": size, "block_size": BLOCK, "granule": 1, **options})
     for index, row in enumerate(rows):
-        op, offset, length, call, ret, value, outcome = (*row, *(None, OK)[len(row) - 5 :])
+        op, offset, length, call, ret, value, outcome = (*row, None, OK)[:7] if len(row) < 6 else (*row, OK)[:7]
         if op == "read" and isinstance(value, str):
             value = ((value, length),)
         client = f"c{index}"
@@ -125,3 +127,119 @@ def is_legal(model, calls):
         if not legal:
             return False
     return True
+
+
+# Made of numbers, so that a failure shrinks: each request is one number, taken apart digit by digit.
+
+OUTCOMES = (OK, OK, OK, OK, OK, OK, PENDING, PENDING, "EIO", "EINVAL")
+PLAIN = ("read", "write", "read", "write")
+KINDS = ("read", "write", "read", "zero", "read", "write", "trim")
+
+
+def digits(number, *bases):
+    """The last digits of a number, each in a base of its own."""
+    found = []
+    for base in bases:
+        number, digit = divmod(number, base)
+        found.append(digit)
+    return found
+
+
+def made_of(numbers, granules, ticks, kinds, **options):
+    """A history in which each request takes effect at some instant of its interval, if its number says no other.
+
+    A read whose lie is 0 returns something else on one granule.
+    """
+    bases = (
+        len(kinds),
+        granules,
+        granules,
+        ticks,
+        ticks,
+        8,
+        len(OUTCOMES),
+        12,
+        2,
+        granules,
+        granules + len(numbers) + 3,
+    )
+    rows, events = [], []
+    for index, number in enumerate(numbers):
+        kind, offset, length, one, other, instant, outcome, lie, happens, where, what = digits(number, *bases)
+        call, ret = sorted((one, other))
+        length = min(length + 1, granules - offset)
+        rows.append([kinds[kind], offset, length, call, ret, None, OUTCOMES[outcome]])
+        events.append((call + (ret - call) * instant / 7, index, happens, lie, where % length, what))
+    held = [ZERO if options.get("base_is_zero") else BASE] * granules
+    names = [f"w{index}" for index, row in enumerate(rows) if row[0] == "write"]
+    for _, index, happens, lie, where, what in sorted(events):
+        op, offset, length, *_, outcome = row = rows[index]
+        if op == "read":
+            values = held[offset : offset + length]
+            if lie == 0:
+                others = [BASE, ZERO, TORN, *names]
+                values[where] = others[what % len(others)]
+            row[5] = tuple((value, 1) for value in values)
+            continue
+        if op == "write":
+            row[5] = f"w{index}"
+        if outcome == OK or (outcome != "EINVAL" and happens):
+            held[offset : offset + length] = [row[5] or ZERO] * length
+    return history_of(*rows, size=granules, **options)
+
+
+def histories(granules, requests_max, kinds=KINDS):
+    """Small histories, right and wrong, with ties, requests that are pending or failed, zeroes and trims."""
+    return st.builds(
+        lambda numbers, ticks, trim_reads_zero, base_is_zero: made_of(
+            numbers, granules, ticks, kinds, trim_reads_zero=trim_reads_zero, base_is_zero=base_is_zero
+        ),
+        st.lists(st.integers(0, 1 << 48), min_size=1, max_size=requests_max),
+        st.sampled_from([3, 6, 20]),
+        st.booleans(),
+        st.booleans(),
+    )
+
+
+# Every history of a few requests on one granule, up to names.
+
+
+def interval_orders(count):
+    """Every way in which `count` requests can lie in time: as intervals, once for each interval order.
+
+    Each has one representation on the fewest ticks, in which every tick begins a request and ends one (Fishburn).
+    """
+    for ticks in range(1, count + 1):
+        intervals = [(call, ret) for call in range(ticks) for ret in range(call, ticks)]
+        everywhere = set(range(ticks))
+        for chosen in combinations_with_replacement(intervals, count):
+            if {call for call, _ in chosen} == everywhere == {ret for _, ret in chosen}:
+                yield chosen
+
+
+def every_history(count, kinds, **options):
+    """Each of `kinds` in each place of each interval order.
+
+    W is a write, Z a zero; R, 0 and B are reads of a write (of each in turn), of zero and of the base. Requests that lie
+    in the same interval may change places, so only one order of these is made.
+    """
+    for intervals in interval_orders(count):
+        for chosen in product(kinds, repeat=count):
+            same = zip(intervals, intervals[1:], chosen, chosen[1:], strict=False)
+            if any(one == other and kind > next_kind for one, other, kind, next_kind in same):
+                continue
+            names = [f"w{at}" for at, kind in enumerate(chosen) if kind == "W"]
+            readers = [at for at, kind in enumerate(chosen) if kind == "R"]
+            for read in product(names, repeat=len(readers)):
+                returned = dict(zip(readers, read, strict=True))
+                rows = [
+                    {
+                        "W": ("write", 0, 1, call, ret, f"w{at}"),
+                        "Z": ("zero", 0, 1, call, ret),
+                        "R": ("read", 0, 1, call, ret, returned.get(at, "")),
+                        "0": ("read", 0, 1, call, ret, ZERO),
+                        "B": ("read", 0, 1, call, ret, BASE),
+                    }[kind]
+                    for at, ((call, ret), kind) in enumerate(zip(intervals, chosen, strict=True))
+                ]
+                yield history_of(*rows, size=1, **options)

@@ -1,0 +1,161 @@
+"""The verifier accepts what proves a verdict, and nothing else.  Source: model/certificate.py.
+
+Each certificate here is right but for one thing.
+"""
+
+from dataclasses import replace
+
+import pytest
+from history_cases import histories, history_of, judge
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from model.certificate import Conflict, GroupOrder, Order, verify_conflict, verify_order
+from model.history import LEVELS, PENDING
+from model.linearizability import Verdict, decide
+
+MANY = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+
+HISTORY = history_of(
+    ("write", 0, 2, 0, 1, "a"),
+    ("read", 0, 2, 2, 3, "a"),
+    ("write", 0, 2, 2, 9, "b", "EIO"),
+    ("read", 0, 2, 10, 11, (("b", 1), ("a", 1))),
+    ("write", 2, 2, 0, 20, "c", PENDING),
+    ("read", 2, 2, 5, 6, "c"),
+    ("flush", 0, 0, 0, 1),
+    ("write", 0, 1, 0, 1, "d", "EPERM"),
+)
+EDGES = [0, 1, 2, 4]
+RIGHT = Order(EDGES, [GroupOrder(0, 2, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(2, 3, [4, 5], [-1, -1])])
+
+
+def with_first(**changes):
+    return replace(RIGHT, sequences=[replace(RIGHT.sequences[0], **changes), RIGHT.sequences[1]])
+
+
+WRONG_ORDERS = [
+    ("a read that does not fit", with_first(operations=[1, 0, 2, 3])),
+    ("an operation that is missing", with_first(operations=[0, 2, 3], only=[-1, 0, -1])),
+    ("an operation that is there twice", with_first(operations=[0, 1, 1, 2, 3], only=[-1, -1, -1, 0, -1])),
+    ("an order against real time", with_first(operations=[0, 2, 3, 1], only=[-1, 0, -1, -1])),
+    ("a failed request on another cell", with_first(only=[-1, -1, 1, -1])),
+    ("a failed request on a cell that it does not cover", with_first(only=[-1, -1, 2, -1])),
+    ("a failed request as a whole", with_first(only=[-1, -1, -1, -1])),
+    ("a refused request", with_first(operations=[0, 1, 2, 3, 7], only=[-1, -1, 0, -1, 0])),
+    ("a group that is missing", replace(RIGHT, sequences=RIGHT.sequences[:1])),
+    (
+        "a group torn in two",
+        Order(EDGES, [GroupOrder(0, 1, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(1, 2, [0, 1, 3])]),
+    ),
+    ("groups that overlap", replace(RIGHT, sequences=[*RIGHT.sequences, RIGHT.sequences[1]])),
+    ("edges out of order", replace(RIGHT, edges=[0, 2, 1, 4])),
+    ("a read that is said to be unchecked", replace(RIGHT, unchecked=[(0, 3)])),
+]
+
+
+def test_the_right_order_is_accepted():
+    verify_order(HISTORY, "request", RIGHT)
+
+
+@pytest.mark.parametrize(("_what", "order"), WRONG_ORDERS, ids=[what for what, _ in WRONG_ORDERS])
+def test_an_order_with_one_thing_wrong_is_not(_what, order):
+    with pytest.raises(AssertionError):
+        verify_order(HISTORY, "request", order)
+
+
+def test_cells_may_be_apart_where_the_level_allows_it():
+    apart = [GroupOrder(0, 1, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(1, 2, [0, 1, 3]), RIGHT.sequences[1]]
+    verify_order(HISTORY, "sector", Order(EDGES, apart))
+    for level in ("block", "request"):
+        with pytest.raises(AssertionError, match="torn"):
+            verify_order(HISTORY, level, Order(EDGES, apart))
+
+
+STALE = history_of(
+    ("write", 0, 2, 0, 1, "a"),
+    ("zero", 0, 2, 2, 3),
+    ("write", 0, 2, 4, 5, "b"),
+    ("read", 0, 2, 6, 7, "zero"),
+    ("zero", 0, 2, 8, 9),
+    ("read", 0, 2, 6, 7, "b"),
+    ("zero", 2, 2, 2, 9),
+    ("write", 2, 2, 3, 4, "c"),
+    ("read", 2, 2, 5, 6, "zero"),
+    ("read", 2, 2, 5, 6, "c"),
+)
+CONFLICTS = [  # (operations, bytes, whether they prove it)
+    ((2, 3), (0, 2), True),  # the zero before is over, the one behind too late
+    ((2, 3, 1, 4), (0, 2), True),
+    ((3,), (0, 2), False),  # without the write that came between
+    ((0, 1, 3), (0, 2), False),
+    ((7, 8), (2, 4), False),  # a zero write that matters is not named
+    ((6, 7, 8), (2, 4), False),
+    ((2, 3), (2, 4), False),  # on other bytes
+    ((), (0, 2), False),
+]
+
+
+@pytest.mark.parametrize(("operations", "span", "proves"), CONFLICTS)
+def test_a_conflict_has_to_name_what_matters(operations, span, proves):
+    conflict = Conflict(operations, *span)
+    if proves:
+        verify_conflict(STALE, "request", conflict)
+    else:
+        with pytest.raises(AssertionError):
+            verify_conflict(STALE, "request", conflict)
+
+
+def test_a_writer_of_what_was_read_has_to_be_named():
+    history = history_of(("write", 0, 1, 0, 1, "a"), ("write", 0, 1, 2, 3, "b"), ("read", 0, 1, 4, 5, "a"))
+    verify_conflict(history, "sector", Conflict((0, 1, 2), 0, 1))
+    with pytest.raises(AssertionError, match="not named"):
+        verify_conflict(history, "sector", Conflict((1, 2), 0, 1))
+
+
+def test_a_conflict_may_not_reach_over_what_the_level_promises():
+    rows = [("write", 0, 4, 0, 9, "a"), ("read", 0, 4, 0, 9, (("a", 2), ("base", 2)))]
+    verify_conflict(history_of(*rows), "request", Conflict((0, 1), 0, 4))
+    with pytest.raises(AssertionError, match="over the end"):
+        verify_conflict(history_of(*rows), "block", Conflict((0, 1), 0, 4))
+
+
+@MANY
+@given(histories(3, 6), st.sampled_from(LEVELS), st.data())
+def test_no_few_operations_refute_what_is_linearizable(history, level, data):
+    assume(judge(history, level) == Verdict.LINEARIZABLE)
+    some = tuple(data.draw(st.sets(st.integers(0, len(history) - 1), min_size=1)))
+    start = data.draw(st.integers(0, 2))
+    with pytest.raises(AssertionError):
+        verify_conflict(history, level, Conflict(some, start, data.draw(st.integers(start + 1, 3))))
+
+
+@MANY
+@given(histories(2, 5), st.sampled_from(LEVELS), st.data())
+def test_no_order_proves_what_is_not_linearizable(history, level, data):
+    assume(judge(history, level) == Verdict.NOT_LINEARIZABLE)
+    operations = data.draw(st.permutations(range(len(history))))
+    kept = operations[: data.draw(st.integers(0, len(history)))]
+    with pytest.raises(AssertionError):
+        verify_order(history, level, Order([0, 1, 2], [GroupOrder(0, 2, kept, [-1] * len(kept))]))
+
+
+@MANY
+@given(histories(2, 6), st.sampled_from(LEVELS), st.data())
+def test_an_order_loses_its_worth_with_any_two_operations_exchanged_that_real_time_orders(history, level, data):
+    decision = decide(history, level)
+    assume(decision.verdict == Verdict.LINEARIZABLE)
+    group = data.draw(st.sampled_from(decision.certificate.sequences)) if decision.certificate.sequences else None
+    assume(group is not None)
+    pairs = [
+        at
+        for at, (one, other) in enumerate(zip(group.operations, group.operations[1:], strict=False))
+        if history.outcome[one] != PENDING and history.ret[one] < history.call[other]
+    ]
+    assume(pairs)
+    at = data.draw(st.sampled_from(pairs))
+    group.operations[at : at + 2] = reversed(group.operations[at : at + 2])
+    if group.only is not None:
+        group.only[at : at + 2] = reversed(group.only[at : at + 2])
+    with pytest.raises(AssertionError):
+        verify_order(history, level, decision.certificate)

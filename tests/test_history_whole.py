@@ -1,0 +1,82 @@
+"""Requests over several granules and blocks at once, beside the search.  Source: model/whole.py, model/wgl.py."""
+
+import pytest
+from history_cases import PLAIN, histories, history_of, judge
+from hypothesis import HealthCheck, given, settings
+
+from model.budget import Budget
+from model.linearizability import Verdict, decide
+
+MANY = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@MANY
+@given(histories(2, 7))
+def test_two_granules_are_decided_as_the_search_does(history):
+    assert decide(history, "request").verdict == judge(history, "request")
+
+
+@MANY
+@given(histories(4, 8, PLAIN))
+def test_four_granules_are_decided_as_the_search_does(history):
+    assert decide(history, "request").verdict == judge(history, "request")
+
+
+@MANY
+@given(histories(3, 8))
+def test_with_zeroes_and_trims_too(history):
+    assert decide(history, "request").verdict == judge(history, "request")
+
+
+@MANY
+@given(histories(4, 8))
+def test_blocks_are_decided_as_the_search_does(history):
+    assert decide(history, "block").verdict == judge(history, "block")
+
+
+def chain(count, last):
+    """Writes of two granules one after another, each read half from it and half from the one before, `last` torn."""
+    rows = [("read", 0, 1, 0, 5, "base")]
+    for at in range(count):
+        rows.append(("write", 0, 2, 10 * at, 10 * at + 15, f"w{at}"))
+        rows.append(("read", 0, 2, 10 * at + 2, 10 * at + 18, f"w{at}"))
+    if last:
+        rows[-1] = (*rows[-1][:5], ((f"w{count - 1}", 1), (f"w{count - 2}", 1)))
+    return history_of(*rows, size=2)
+
+
+def test_a_long_history_is_right_until_something_in_it_is_wrong():
+    assert decide(chain(2000, last=False), "request").verdict == Verdict.LINEARIZABLE
+    decision = decide(chain(2000, last=True), "request")
+    assert decision.verdict == Verdict.NOT_LINEARIZABLE
+    assert len(decision.certificate.operations) <= 4
+    assert decide(chain(2000, last=True), "sector").verdict == Verdict.LINEARIZABLE
+
+
+def test_a_spent_budget_is_unknown_and_has_no_certificate():
+    decision = decide(chain(50, last=False), "request", Budget(steps=10))
+    assert decision.verdict == Verdict.UNKNOWN
+    assert decision.certificate is None
+    assert "10 steps" in decision.why
+
+
+# An order that only cases show: of two writes either order leads, over reads of other cells, to the contrary.
+CASES = [
+    ("write", 0, 2, 0, 100, "a"),
+    ("write", 0, 2, 0, 100, "b"),
+    ("write", 2, 2, 0, 100, "c"),
+    ("write", 2, 2, 0, 100, "d"),
+    ("read", 1, 2, 0, 100, (("a", 1), ("c", 1))),
+    ("read", 1, 2, 0, 100, (("b", 1), ("d", 1))),
+    ("read", 1, 2, 0, 100, (("a", 1), ("d", 1))),
+    ("read", 1, 2, 0, 100, (("b", 1), ("c", 1))),
+]
+
+
+@pytest.mark.parametrize("left_out", [None, *range(4, 8)])
+def test_what_no_implied_order_shows_is_searched(left_out):
+    rows = [row for at, row in enumerate(CASES) if at != left_out]
+    history = history_of(*rows)
+    assert decide(history, "request").verdict == judge(history, "request")
+    expected = Verdict.NOT_LINEARIZABLE if left_out is None else Verdict.LINEARIZABLE
+    assert decide(history, "request").verdict == expected
