@@ -232,20 +232,18 @@ def kept_by(peer: Peer, base: str, recipe: Recipe, runs: int, budget: Budget, sa
             break
         history = _recorded(peer, base, replace(recipe, seed=recipe.seed + number))
         requests += len(history)
-        for level in LEVELS:
+        # The one that asks for least is the quickest to decide, and what breaks it breaks the others.
+        for level in reversed(LEVELS):
             if level in refuted:
-                continue
+                break
             decision = decide(history, level, budget)
             say(f"run {number + 1}, level {level}: {decision.verdict.value}")
             if decision.verdict is Verdict.NOT_LINEARIZABLE:
-                refuted[level] = (history, decision)
-                for stricter in LEVELS[: LEVELS.index(level)]:
-                    unknown.pop(stricter, None)
-                    refuted.setdefault(stricter, (history, decision))
-                continue
-            if decision.verdict is Verdict.LINEARIZABLE:
-                break  # then it is so at all levels that ask for less
-            unknown[level] = None
+                for broken in LEVELS[: LEVELS.index(level) + 1]:
+                    refuted.setdefault(broken, (history, decision))
+                break
+            if decision.verdict is Verdict.UNKNOWN:
+                unknown[level] = None
     kept = next((level for level in LEVELS if level not in refuted and level not in unknown), None)
     return Kept(requests, kept, refuted, [level for level in unknown if level not in refuted])
 
