@@ -235,7 +235,10 @@ def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, 
         except StartError as error:
             click.echo(f"{name}: {error}", err=True)
             results[name] = str(error)
-    how = f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 2 requests in flight on each."
+    how = (
+        f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 2 requests in flight on each; "
+        "`nbd-server -c` by one with 32."
+    )
     text = "\n".join(page(results, versions(), how)) + "\n"
     if output is None:
         click.echo(text, nl=False)
