@@ -264,10 +264,11 @@ def test_a_socket_that_is_not_ours_any_more_is_left(serve, small_base):
 OPTIONS = {
     *("--unix", "--ipaddr", "--port", "--exportname", "--readonly", "--threads", "--pidfile", "--run"),
     *("--exit-with-parent", "--cow-block-size", "--cow-on-read", "--cow-on-cache", "--overlay", "--overlay-reserve"),
+    "--record",
     *("--stdio", "--verbose", "--help"),
 }
 SHORT_OPTIONS = {"-U", "-i", "-p", "-e", "-r", "-t", "-P", "-s", "-v", "-h"}
-ABSENT = ["--tls", "--tls-certificates", "--tls-verify-peer", "--metrics", "--record"]
+ABSENT = ["--tls", "--tls-certificates", "--tls-verify-peer", "--metrics"]
 
 
 def test_help_names_every_option_there_is_and_no_other():

@@ -70,7 +70,7 @@ RECORD_HELP = """Record a history of any NBD server, at URI, by writing to what 
 
 Several processes of clients read and write the same few blocks at the same time, with every kind of request that the
 server offers. Now and then all of them stop, and what they touched is read back. All the device may be overwritten,
-up to --size.
+up to --size. The more requests are in flight at once, the harder it is to decide whether whole requests are atomic.
 
 \b
 Exit status:
@@ -144,7 +144,9 @@ def _size(_: click.Context, __: click.Parameter, value: str) -> int:
 @click.option("--seconds", type=click.FloatRange(0.1, SECONDS_MAX), default=5.0, metavar="S", help="Default 5.")
 @click.option("--clients", type=click.IntRange(1, 64), default=3, metavar="N", help="Processes; default 3.")
 @click.option("--connections", type=click.IntRange(1, 64), default=2, metavar="N", help="Of each; default 2.")
-@click.option("--depth", type=click.IntRange(1, 1024), default=8, metavar="N", help="Requests in flight on each; 8.")
+@click.option(
+    "--depth", type=click.IntRange(1, 1024), default=2, metavar="N", help="Requests in flight on each; default 2."
+)
 @click.option("--size", callback=_size, default="16M", metavar="SIZE", help="How much of the device is used; 16M.")
 @click.option("--block-size", callback=_size, default="64K", metavar="SIZE", help="The server's unit; default 64K.")
 @click.option("--seed", type=int, default=0, metavar="N", help="Of what is asked for.")
@@ -233,7 +235,10 @@ def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, 
         except StartError as error:
             click.echo(f"{name}: {error}", err=True)
             results[name] = str(error)
-    how = f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 8 requests in flight on each."
+    how = (
+        f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 2 requests in flight on each; "
+        "`nbd-server -c` by one with 32."
+    )
     text = "\n".join(page(results, versions(), how)) + "\n"
     if output is None:
         click.echo(text, nl=False)

@@ -121,6 +121,8 @@ def _nbd_server(copy_on_write: bool) -> Start:
     return start
 
 
+# NBD promises nothing of what was trimmed, so nothing is taken for granted.
+_NO_TRIM = {"trim_reads_zero": False}
 # One connection: what others have written cannot be seen there.
 _ALONE = {"clients": 1, "connections": 1, "depth": 32}
 
@@ -128,10 +130,12 @@ PEERS: dict[str, Peer] = {
     "cowproof": Peer(_cowproof(), "cowproof serve BASE"),
     "cowproof cow-on-read": Peer(_cowproof("--cow-on-read", "on"), "cowproof serve --cow-on-read on BASE"),
     "cowproof cow-on-cache": Peer(_cowproof("--cow-on-cache"), "cowproof serve --cow-on-cache BASE"),
-    "nbdkit": Peer(_nbdkit(), "nbdkit --filter=cow nbd BASE"),
-    "nbdkit cow-on-read": Peer(_nbdkit("cow-on-read=true"), "nbdkit --filter=cow nbd BASE cow-on-read=true"),
-    "nbdkit cow-on-cache": Peer(_nbdkit("cow-on-cache=true"), "nbdkit --filter=cow nbd BASE cow-on-cache=true"),
-    "qemu-nbd": Peer(_qemu_nbd, "qemu-nbd -f qcow2 --discard=unmap OVERLAY", {"trim_reads_zero": False}),
+    "nbdkit": Peer(_nbdkit(), "nbdkit --filter=cow nbd BASE", _NO_TRIM),
+    "nbdkit cow-on-read": Peer(_nbdkit("cow-on-read=true"), "nbdkit --filter=cow nbd BASE cow-on-read=true", _NO_TRIM),
+    "nbdkit cow-on-cache": Peer(
+        _nbdkit("cow-on-cache=true"), "nbdkit --filter=cow nbd BASE cow-on-cache=true", _NO_TRIM
+    ),
+    "qemu-nbd": Peer(_qemu_nbd, "qemu-nbd -f qcow2 --discard=unmap OVERLAY", _NO_TRIM),
     "nbd-server": Peer(
         _nbd_server(False), "nbd-server, no copy on write", {"trim_reads_zero": False, "block_size": 4096}
     ),
@@ -232,20 +236,18 @@ def kept_by(peer: Peer, base: str, recipe: Recipe, runs: int, budget: Budget, sa
             break
         history = _recorded(peer, base, replace(recipe, seed=recipe.seed + number))
         requests += len(history)
-        for level in LEVELS:
+        # The one that asks for least is the quickest to decide, and what breaks it breaks the others.
+        for level in reversed(LEVELS):
             if level in refuted:
-                continue
+                break
             decision = decide(history, level, budget)
             say(f"run {number + 1}, level {level}: {decision.verdict.value}")
             if decision.verdict is Verdict.NOT_LINEARIZABLE:
-                refuted[level] = (history, decision)
-                for stricter in LEVELS[: LEVELS.index(level)]:
-                    unknown.pop(stricter, None)
-                    refuted.setdefault(stricter, (history, decision))
-                continue
-            if decision.verdict is Verdict.LINEARIZABLE:
-                break  # then it is so at all levels that ask for less
-            unknown[level] = None
+                for broken in LEVELS[: LEVELS.index(level) + 1]:
+                    refuted.setdefault(broken, (history, decision))
+                break
+            if decision.verdict is Verdict.UNKNOWN:
+                unknown[level] = None
     kept = next((level for level in LEVELS if level not in refuted and level not in unknown), None)
     return Kept(requests, kept, refuted, [level for level in unknown if level not in refuted])
 
@@ -265,7 +267,7 @@ PAGE = """\
 Several processes of clients read and wrote the same few blocks of a server at the same time, over a base that took 2 to
 22 ms to read, and what they saw was checked: is there one order of all requests that explains it, if a whole *request*
 takes effect at an instant; what of it lies in one *block*; or in one *sector* of 512 bytes? Below is the strictest
-level that explains all runs. That a server kept a level in these runs is no promise of its own; that it did not is a
+level that explains all runs; what was trimmed may read as anything, but of cowproof. That a server kept a level in these runs is no promise of its own; that it did not is a
 fact, and the requests that show it stand below. NBD itself promises nothing about requests that overlap.
 
 {versions}. {how}
@@ -309,5 +311,6 @@ def versions() -> list[str]:
         found = shutil.which(program)
         if found is not None:
             done = subprocess.run([found, argument], capture_output=True, text=True, timeout=10, check=False)
-            told.append((done.stdout or done.stderr).strip().splitlines()[0])
+            first = (done.stdout or done.stderr).strip().splitlines()[0]
+            told.append(first.removeprefix("This is ").removeprefix("/usr/bin/"))
     return told

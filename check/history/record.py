@@ -50,7 +50,7 @@ class Recipe:
     seconds: float = 5.0
     clients: int = 3
     connections: int = 2
-    depth: int = 8
+    depth: int = 2
     size: int = 16 << 20
     block_size: int = 64 << 10
     seed: int = 0
