@@ -157,9 +157,13 @@ def _replay(
         assert ret >= latest, f"request {history.id[index]} returned before one that goes before it was invoked"
         if call > latest:  # noqa: PLR1730 - half a second in a million operations
             latest = call
-        first = max(first, group_first) - group_first
-        end = min(end, group_end) - group_first
+        if first < group_first:  # noqa: PLR1730
+            first = group_first
+        if end > group_end:  # noqa: PLR1730
+            end = group_end
         assert first < end, f"request {history.id[index]} covers nothing here"
+        first -= group_first
+        end -= group_first
         op, value = ops[index], values[index]
         if outcomes[index] == OK:
             covered += end - first

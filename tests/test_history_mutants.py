@@ -36,7 +36,7 @@ MUTANTS = [  # (module, what stands there, what the mutant has)
     ("zones", "if at is None:", "if False:"),
     # Zero epochs.
     ("zones", "            ret = begins[around]\n", "            pass\n"),
-    ("zones", "            if ret < ends[around]:", "            if ret <= ends[around]:"),
+    ("zones", "ret < ends[around]:\n            return", "ret <= ends[around]:\n            return"),
     ("zones", "not (kind == ZERO_WRITE and items.optional[at])", "True"),
     ("zones", "(items.writes[at][1], at)", "(-items.writes[at][1], at)"),
     ("zones", "            if not spent[at]:", "            if False:"),
@@ -76,7 +76,6 @@ MUTANTS = [  # (module, what stands there, what the mutant has)
     ("whole", "        if self.ret[part] < self.latest:\n            return False", ""),
     ("whole", "self._read_fits(part) and self._keeps_optional(part)", "self._read_fits(part)"),
     ("whole", "self._read_fits(part) and self._keeps_optional(part)", "self._keeps_optional(part)"),
-    ("whole", "return self.low_call, beyond, used, live", "return self.low_call, beyond, used"),
     ("whole", "return self.low_call, beyond, used, live", "return self.low_call, live"),
     ("whole", "if there == at and cluster_there != number", "if cluster_there != number"),
     ("whole", "later = after[write] & others", "later = others"),
