@@ -5,7 +5,7 @@ BIN := .venv/bin
 ARGS :=
 TESTS_TMP := $(or $(TMPDIR),/tmp)
 
-.PHONY: serve test lint types imports unit contracts explore tla format clean
+.PHONY: serve test lint types imports unit contracts explore histories tla format clean
 
 serve:            ## serve the demonstration disk at nbd://localhost
 	@tools/setup.sh serve
@@ -40,6 +40,10 @@ explore:          ## the large bounds, on all processors; stop it when you like,
 	@tools/setup.sh test
 	$(BIN)/python -m check.explore.campaign --shape 1,1,1 --state explore-1-1-1.jsonl
 	$(BIN)/python -m check.explore.campaign --shape 2,2 --state explore-2-2.jsonl
+
+histories:        ## the checker of histories beside the search, on every history of up to six requests on one granule
+	@tools/setup.sh test
+	HISTORIES_REQUESTS_MAX=6 $(BIN)/python -m pytest -s tests/test_history_zones.py -k every_history
 
 format:
 	$(BIN)/ruff check --fix .

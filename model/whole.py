@@ -399,10 +399,13 @@ class Schedule:
                 return self.order
             if not self.meter.step():
                 return None
-            if len(self.order) > self.deepest:
+            is_old = len(self.order) <= self.deepest
+            if not is_old:
                 self.deepest, self.stuck_at = len(self.order), self.needed_by_ret[self.low_ret]
                 back = 0
-            choice = self._next_choice(after)
+            # What is longer than all before it cannot have been seen.
+            been_here = after is None and is_old and bool(self.known) and self._configuration() in self.known
+            choice = None if been_here else self._next_choice(after)
             if choice is not None:
                 self.choices.append((len(self.order), choice))
                 self._take(choice[1])
@@ -410,7 +413,7 @@ class Schedule:
                 continue
             back += 1
             if not self._go_back():
-                self.exhausted = True
+                self.exhausted = not self.meter.spent
                 return None
             length, after = self.choices.pop()
             if back >= patience:
@@ -419,10 +422,13 @@ class Schedule:
                 self._take(after[1])
                 return None
 
-    def back_to_before(self, parts: Set[int]) -> None:
+    def back_to_before(self, parts: set[int]) -> None:
         """Undo until none of these is taken."""
-        places = [at for at, part in enumerate(self.order) if part in parts]
-        length = min(places, default=len(self.order))
+        taken = len(parts & self.done)
+        length = len(self.order)
+        while taken:
+            length -= 1
+            taken -= self.order[length] in parts
         while self.choices and self.choices[-1][0] >= length:
             self.choices.pop()
         while len(self.order) > length:
@@ -581,16 +587,8 @@ class Schedule:
             part = choice[1]
             is_read = part in group.reads or part in group.zero_reads
             if is_read or (self._may_come(part) and not self._is_idle(part)):
-                if self.known and self._leads_nowhere(part):
-                    continue
                 return choice
         return None
-
-    def _leads_nowhere(self, part: int) -> bool:
-        self._take(part)
-        found = self._configuration() in self.known
-        self._put_back()
-        return found
 
     def _is_idle(self, part: int) -> bool:
         """Whether an optional zero write would change nothing."""

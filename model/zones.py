@@ -28,8 +28,9 @@ which it is not zero. The argument:
 
 - *Clusters shrink.* A block may be replaced by its forward zone, or by one point of its backward zone that it covered:
   that only makes the cell zero for longer elsewhere. So forward zones are barriers, known beforehand. A zero operation
-  strictly inside one is a violation. Of any other, the part of its interval inside is of no use: its ends are moved to
-  the barrier's ends, and all that is left to choose are points between barriers.
+  strictly inside one is a violation. Of any other, the part of its interval inside is of no use: if it ends there, its
+  end is moved to the barrier's beginning; where it begins there does not matter, since nothing is chosen until the
+  barrier ends. All that is left to choose are points between barriers.
 - *Zero is never worse.* With the same clusters still to be placed, the same zero writes still unspent and the same
   reads unsatisfied, whatever can follow when the cell is not zero can follow when it is: clusters need nothing of it.
 - *Delay is never worse.* Take time as it goes. A cluster that waits does no harm while the cell is zero; when it must
@@ -261,12 +262,10 @@ def sweep(items: Items) -> list[Step] | Failure:
     events: list[tuple[int, int, str, int]] = []
 
     def add(kind: str, at: int, call: int, ret: int, last: int) -> int | None:
-        """The events of one item, with its ends moved out of barriers; the barrier that it lies inside of, if any."""
+        """The events of one item, with its end moved out of barriers; the barrier that it lies inside of, if any."""
         around = bisect_left(begins, call) - 1
-        if around >= 0 and call < ends[around]:
-            if ret < ends[around]:
-                return forward[around]
-            call = ends[around]
+        if around >= 0 and ret < ends[around]:
+            return forward[around]
         around = bisect_left(begins, ret) - 1
         if around >= 0 and ret < ends[around]:
             ret = begins[around]

@@ -220,8 +220,8 @@ def interval_orders(count):
 def every_history(count, kinds, **options):
     """Each of `kinds` in each place of each interval order.
 
-    W is a write, Z a zero; R, 0 and B are reads of a write (of each in turn), of zero and of the base. Requests that lie
-    in the same interval may change places, so only one order of these is made.
+    W is a write, Z a zero; R, 0 and B are reads of a write (of each in turn), of zero and of the base. Requests in
+    the same interval may change places, so only one order of these is made.
     """
     for intervals in interval_orders(count):
         for chosen in product(kinds, repeat=count):

@@ -25,9 +25,16 @@ HISTORY = history_of(
     ("read", 2, 2, 5, 6, "c"),
     ("flush", 0, 0, 0, 1),
     ("write", 0, 1, 0, 1, "d", "EPERM"),
+    ("read", 0, 2, 4, 5, "a"),
+    ("write", 0, 1, 2, 30, "e", "EIO"),
 )
 EDGES = [0, 1, 2, 4]
-RIGHT = Order(EDGES, [GroupOrder(0, 2, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(2, 3, [4, 5], [-1, -1])])
+RIGHT = Order(EDGES, [GroupOrder(0, 2, [0, 1, 8, 2, 3], [-1, -1, -1, 0, -1]), GroupOrder(2, 3, [4, 5], [-1, -1])])
+APART = [
+    GroupOrder(0, 1, [0, 1, 8, 2, 3], [-1, -1, -1, 0, -1]),
+    GroupOrder(1, 2, [0, 1, 8, 3]),
+    RIGHT.sequences[1],
+]
 
 
 def with_first(**changes):
@@ -35,20 +42,18 @@ def with_first(**changes):
 
 
 WRONG_ORDERS = [
-    ("a read that does not fit", with_first(operations=[1, 0, 2, 3])),
-    ("an operation that is missing", with_first(operations=[0, 2, 3], only=[-1, 0, -1])),
-    ("an operation that is there twice", with_first(operations=[0, 1, 1, 2, 3], only=[-1, -1, -1, 0, -1])),
-    ("an order against real time", with_first(operations=[0, 2, 3, 1], only=[-1, 0, -1, -1])),
-    ("a failed request on another cell", with_first(only=[-1, -1, 1, -1])),
-    ("a failed request on a cell that it does not cover", with_first(only=[-1, -1, 2, -1])),
-    ("a failed request as a whole", with_first(only=[-1, -1, -1, -1])),
-    ("a refused request", with_first(operations=[0, 1, 2, 3, 7], only=[-1, -1, 0, -1, 0])),
+    ("a read that does not fit", with_first(operations=[1, 0, 8, 2, 3])),
+    ("an operation that is missing", with_first(operations=[0, 8, 2, 3], only=[-1, -1, 0, -1])),
+    ("an operation that is there twice", with_first(operations=[0, 1, 1, 8, 2, 3], only=[-1, -1, -1, -1, 0, -1])),
+    ("one twice in the place of another", with_first(operations=[0, 1, 1, 2, 3])),
+    ("an order against real time", with_first(operations=[0, 8, 1, 2, 3])),
+    ("a failed request on another cell", with_first(only=[-1, -1, -1, 1, -1])),
+    ("a failed request where it was not", with_first(operations=[0, 1, 8, 2, 3, 9], only=[-1, -1, -1, 0, -1, 1])),
+    ("a failed request as a whole", with_first(only=[-1, -1, -1, -1, -1])),
+    ("a refused request", with_first(operations=[7, 0, 1, 8, 2, 3], only=[0, -1, -1, -1, 0, -1])),
     ("a group that is missing", replace(RIGHT, sequences=RIGHT.sequences[:1])),
-    (
-        "a group torn in two",
-        Order(EDGES, [GroupOrder(0, 1, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(1, 2, [0, 1, 3])]),
-    ),
-    ("groups that overlap", replace(RIGHT, sequences=[*RIGHT.sequences, RIGHT.sequences[1]])),
+    ("requests torn between two groups", replace(RIGHT, sequences=APART)),
+    ("groups that overlap", replace(RIGHT, sequences=[*RIGHT.sequences, GroupOrder(2, 3, [4], [-1])])),
     ("edges out of order", replace(RIGHT, edges=[0, 2, 1, 4])),
     ("a read that is said to be unchecked", replace(RIGHT, unchecked=[(0, 3)])),
 ]
@@ -65,11 +70,10 @@ def test_an_order_with_one_thing_wrong_is_not(_what, order):
 
 
 def test_cells_may_be_apart_where_the_level_allows_it():
-    apart = [GroupOrder(0, 1, [0, 1, 2, 3], [-1, -1, 0, -1]), GroupOrder(1, 2, [0, 1, 3]), RIGHT.sequences[1]]
-    verify_order(HISTORY, "sector", Order(EDGES, apart))
+    verify_order(HISTORY, "sector", Order(EDGES, APART))
     for level in ("block", "request"):
         with pytest.raises(AssertionError, match="torn"):
-            verify_order(HISTORY, level, Order(EDGES, apart))
+            verify_order(HISTORY, level, Order(EDGES, APART))
 
 
 STALE = history_of(

@@ -60,6 +60,14 @@ def test_a_spent_budget_is_unknown_and_has_no_certificate():
     assert "10 steps" in decision.why
 
 
+@pytest.mark.parametrize("entries", range(4))
+def test_a_search_that_may_remember_nothing_more_does_not_say_that_there_is_no_order(entries):
+    for count in (3, 6):
+        decision = decide(history_of(*CASES[:count]), "request", Budget(entries=entries))
+        assert decision.verdict in (Verdict.UNKNOWN, judge(history_of(*CASES[:count]), "request"))
+    assert decide(history_of(*CASES), "request", Budget(entries=entries)).verdict != Verdict.LINEARIZABLE
+
+
 # An order that only cases show: of two writes either order leads, over reads of other cells, to the contrary.
 CASES = [
     ("write", 0, 2, 0, 100, "a"),

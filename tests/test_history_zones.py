@@ -14,7 +14,7 @@ from model.linearizability import Verdict, decide
 MANY = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
 
 # Up to how many requests every history is made; 6 takes a quarter of an hour or so: see the Makefile's `histories`.
-REQUESTS_MAX = int(os.environ.get("HISTORIES_REQUESTS_MAX", "4"))
+REQUESTS_MAX = int(os.environ.get("HISTORIES_REQUESTS_MAX", "5"))
 # Reads of the base are as reads of a write that came first, so the largest sizes are made without.
 WITH_BASE_MAX = 4
 
