@@ -267,8 +267,9 @@ PAGE = """\
 Several processes of clients read and wrote the same few blocks of a server at the same time, over a base that took 2 to
 22 ms to read, and what they saw was checked: is there one order of all requests that explains it, if a whole *request*
 takes effect at an instant; what of it lies in one *block*; or in one *sector* of 512 bytes? Below is the strictest
-level that explains all runs; what was trimmed may read as anything, but of cowproof. That a server kept a level in these runs is no promise of its own; that it did not is a
-fact, and the requests that show it stand below. NBD itself promises nothing about requests that overlap.
+level that explains all runs. Of cowproof, trims have to read as zeroes; of the others they may read as anything. That a
+server kept a level in these runs is no promise of its own; that it did not is a fact, and the requests that show it
+stand below. NBD itself promises nothing about requests that overlap.
 
 {versions}. {how}
 
