@@ -336,7 +336,7 @@ def test_a_race_that_is_shown_live_has_a_page_that_shows_it(race):
 
 def test_the_installed_command_has_it_and_says_so():
     context = click.Context(impl.cli.cowproof)
-    assert impl.cli.cowproof.list_commands(context) == ["explore", "races", "serve"]
+    assert impl.cli.cowproof.list_commands(context) == ["explore", "history", "races", "serve", "view"]
     assert impl.cli.cowproof.get_command(context, "races") is races
     assert impl.cli.cowproof.get_command(context, "no-such-command") is None
 
