@@ -6,6 +6,7 @@ These are the bounds of `make test`; `make explore` goes through larger ones.
 import json
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from itertools import combinations_with_replacement
 
 import pytest
@@ -337,3 +338,15 @@ def test_a_replay_names_the_program_that_was_wrong():
     tally = explore_all(BITMAP_LOCK, Bound((1, 1), PLAIN_MENU, modes=(Modes(),)), "sector")
     question, moves = parse_replay(tally.replay)
     assert play(Machine(question), moves).wrong == tally.why
+
+
+def test_a_process_that_is_killed_leaves_a_campaign_that_is_not_complete(monkeypatch, capsys):
+    def killed(*_, **__):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("check.explore.campaign.wait", killed)
+    campaign = Campaign("overlay", (1,), blocks=1)
+    record = Record(campaign, None)
+    run(campaign, record, 2, None, lambda _: None)
+    assert verdict_of(campaign, record).startswith("not complete")
+    assert "was killed" in capsys.readouterr().err

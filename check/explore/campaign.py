@@ -37,7 +37,7 @@ from check.explore.bounds import MENUS, Bound, Slices, Tally, explore_slice, pla
 from check.explore.programs import DEFAULT_BLOCK_SIZE
 from check.explore.search import Verdict
 from check.explore.subjects import KINDS
-from impl.errors import StartError, UsageError
+from impl.errors import UsageError
 from impl.server.command import fail_in_one_line
 
 SLICE_PROGRAMS = 250
@@ -191,7 +191,7 @@ def _results(left: Iterator[tuple[Campaign, int]], jobs: int) -> Generator[tuple
                 for future in done:
                     yield future.result()
         except BrokenProcessPool:
-            raise StartError("a process that explored was killed; what was done is kept, start this again") from None
+            click.echo("a process that explored was killed; what was done is kept: start this again", err=True)
         finally:
             for future in running:
                 future.cancel()
