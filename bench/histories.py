@@ -67,6 +67,7 @@ def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bo
     heapq.heapify(free)
     history = History(blocks * BLOCK_BYTES, BLOCK_BYTES)
     instants = []
+    at = [block * BLOCK_BYTES for block in range(blocks + 1)]  # One number for each place, as in one that was loaded.
     for index in range(requests):
         call, client = heapq.heappop(free)
         ret = call + int(rng.lognormvariate(0, 1) * LATENCY) + 1
@@ -75,8 +76,8 @@ def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bo
         history.client.append(f"c{client}")
         history.id.append(index)
         history.op.append("read" if rng.random() < 0.5 else "write")
-        history.offset.append(rng.randrange(blocks - length + 1) * BLOCK_BYTES)
-        history.length.append(length * BLOCK_BYTES)
+        history.offset.append(at[rng.randrange(blocks - length + 1)])
+        history.length.append(at[length])
         history.call.append(call)
         history.ret.append(ret)
         history.outcome.append(OK)
