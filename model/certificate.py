@@ -31,7 +31,7 @@ Errors:  AssertionError for a certificate that does not prove its verdict: whoev
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import add, itemgetter, lt
 from typing import Any, Final
@@ -79,8 +79,13 @@ class Conflict:
     end: int
 
 
-def verify_order(history: History, level: Level, order: Order) -> None:
-    """Replay an order; AssertionError if it does not prove that the history is linearizable."""
+def verify_order(
+    history: History, level: Level, order: Order, replayed: Callable[[GroupOrder], None] = lambda _: None
+) -> None:
+    """Replay an order; AssertionError if it does not prove that the history is linearizable.
+
+    `replayed` is told of each group.
+    """
     place = {edge: number for number, edge in enumerate(order.edges)}
     told = _gather(history, place)
     _check_groups(history, level, order, told)
@@ -93,6 +98,7 @@ def verify_order(history: History, level: Level, order: Order) -> None:
     covered = len(unchecked)
     for sequence in order.sequences:
         covered += _replay(history, told, sequence, place, held, unchecked)
+        replayed(sequence)
     assert covered == told.needed, f"{told.needed - covered} of {told.needed} operations on cells are not in the order"
 
 
@@ -126,8 +132,8 @@ def _gather(history: History, place: dict[int, int]) -> _Told:
     told: list[str | Runs] = []
     unsure = set()
     needed = 0
-    columns = zip(history.op, history.outcome, history.value, begin, end, strict=True)
-    for index, (op, outcome, value, first, behind) in enumerate(columns):
+    columns = zip(history.op, history.outcome, history.value, history.length, begin, end, strict=True)
+    for index, (op, outcome, value, length, first, behind) in enumerate(columns):
         if op not in KINDS or outcome in NOT_DONE or (outcome != OK and op == "read"):
             begin[index] = end[index] = NO_CELL
             told.append(())
@@ -139,7 +145,8 @@ def _gather(history: History, place: dict[int, int]) -> _Told:
             unsure.add(index)
         if op == "read":
             assert isinstance(value, tuple), f"read {history.id[index]} has no value"
-            told.append(value[0][0] if len(value) == 1 else value)
+            is_one = len(value) == 1 and value[0][1] == length
+            told.append(value[0][0] if is_one else value)
         elif op == "write":
             assert isinstance(value, str), f"write {history.id[index]} has no value"
             told.append(value)
@@ -189,6 +196,7 @@ def _replay(
     if told.unsure:
         parts = [(at, only if at in told.unsure else NO_CELL) for at, only in zip(operations, only_of, strict=True)]
     assert len(set(parts)) == len(operations), "a request is there twice"
+    assert min(operations, default=0) >= 0, "a request is counted from behind"
     latest = -NEVER
     covered = 0
     for index, only, op, call, ret, begin, end, value in _asked(history, told, operations, only_of):

@@ -48,6 +48,7 @@ WRONG_ORDERS = [
     ("an operation that is missing", with_first(operations=[0, 8, 2, 3], only=[-1, -1, 0, -1])),
     ("an operation that is there twice", with_first(operations=[0, 1, 1, 8, 2, 3], only=[-1, -1, -1, -1, 0, -1])),
     ("one twice in the place of another", with_first(operations=[0, 1, 1, 2, 3])),
+    ("one twice, once counted from behind", with_first(operations=[0, 1, 1 - len(HISTORY), 2, 3])),
     ("an order against real time", with_first(operations=[0, 8, 1, 2, 3])),
     ("a failed request on another cell", with_first(only=[-1, -1, -1, 1, -1])),
     ("a failed request where it was not", with_first(operations=[0, 1, 8, 2, 3, 9], only=[-1, -1, -1, 0, -1, 1])),
