@@ -2,12 +2,13 @@
 
 The histories are made up, the same ones for the same seed: clients send one request after the other, half of them
 reads, each takes effect at an instant anywhere between its two ends, and every write has a value of its own. One that
-is not linearizable has one fault near its end: a read of one block is stale, or one of several blocks is torn. Each row
-is a process of its own, so that its peak of memory is its own.
+is not linearizable has one fault near its end: a read of one block is stale, or one of several blocks is torn. Each
+history is decided in a process of its own, so that its peak of memory is its own; or, with `--files`, it is written to
+a file, which one process loads, and another checks as the command does.
 
+Source:  PORCUPINE is what Porcupine took, in Go, for histories made by the same recipe; see docs/benchmarks.md.
 Units:   seconds of processor time (and wall time where that is said); memory in MiB, as the kernel reports the peak.
 Errors:  exit status 1 if a verdict is not the one that the history was made for; unknown is such a one.
-Omits:   reading histories from files.
 """
 
 from __future__ import annotations
@@ -15,23 +16,34 @@ from __future__ import annotations
 import heapq
 import json
 import multiprocessing
+import os
 import platform
 import random
 import resource
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
 
 import click
 
+from check.history.command import STATUS
+from check.history.format import load, save
 from model.budget import Budget
 from model.history import BASE, OK, History
 from model.linearizability import Verdict, decide
 
+T = TypeVar("T")
+
 BLOCK_BYTES = 65536
 LATENCY = 1000  # Its median; log-normal, so that a few take ten times as long.
 PAUSE_MAX = 200
+KIB, MIB = 1 << 10, 1 << 20
 
 HELP = """Time the checker of histories on histories that are made up.
 
@@ -39,13 +51,49 @@ HELP = """Time the checker of histories on histories that are made up.
 Examples:
   python -m bench.histories
   python -m bench.histories --requests 10000,100000 --clients 16 --json result.json
-  python -m bench.histories --span 4 --level request
+  python -m bench.histories --span 4 --level request --budget-s 60
+  python -m bench.histories --files --requests 1000000
 """
+
+# (requests, clients, blocks): seconds for a history that is linearizable, and for one with a stale read. None: it ran
+# out of 6 GB; no entry: not measured.
+PORCUPINE: dict[tuple[int, int, int], tuple[float | None, ...]] = {
+    (10_000, 4, 1): (0.037, 0.100),
+    (10_000, 4, 16): (0.011, 0.008),
+    (10_000, 4, 1024): (0.015, 0.014),
+    (10_000, 16, 1): (None, None),
+    (10_000, 16, 16): (0.012, 0.009),
+    (10_000, 16, 1024): (0.013, 0.014),
+    (10_000, 64, 1): (None, None),
+    (10_000, 64, 16): (0.041, 0.035),
+    (10_000, 64, 1024): (0.015, 0.014),
+    (100_000, 4, 1): (1.36, None),
+    (100_000, 4, 16): (0.185, 0.113),
+    (100_000, 4, 1024): (0.123, 0.096),
+    (100_000, 16, 1): (None, None),
+    (100_000, 16, 16): (0.212, 0.167),
+    (100_000, 16, 1024): (0.126, 0.083),
+    (100_000, 64, 1): (None, None),
+    (100_000, 64, 16): (0.875, 1.10),
+    (100_000, 64, 1024): (0.129, 0.087),
+    (1_000_000, 4, 1): (None,),
+    (1_000_000, 4, 16): (None,),
+    (1_000_000, 4, 1024): (1.72,),
+    (1_000_000, 16, 1): (None,),
+    (1_000_000, 16, 16): (None,),
+    (1_000_000, 16, 1024): (1.66,),
+    (1_000_000, 64, 1): (None,),
+    (1_000_000, 64, 16): (None,),
+    (1_000_000, 64, 1024): (1.58,),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One history, and how it was decided."""
+    """One history, and how it was decided.
+
+    before_mib: the peak with nothing but the history in memory
+    """
 
     requests: int
     clients: int
@@ -53,11 +101,35 @@ class Row:
     span: int
     level: str
     faulty: bool
+    budget_s: float
     verdict: str = ""
     cpu_s: float = 0.0
     wall_s: float = 0.0
-    loaded_mib: int = 0
+    before_mib: int = 0
     peak_mib: int = 0
+
+    @property
+    def expected(self) -> str:
+        """The verdict that the history was made for."""
+        return (Verdict.NOT_LINEARIZABLE if self.faulty else Verdict.LINEARIZABLE).value
+
+    def history(self) -> History:
+        """The history."""
+        return make_history(self.requests, self.clients, self.blocks, self.span, self.faulty)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One file, and what it takes to load it, and to run the command on it."""
+
+    row: Row
+    file_mib: int
+    load_cpu_s: float
+    load_mib: int
+    status: int
+    wall_s: float
+    cpu_s: float
+    peak_mib: int
 
 
 def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bool, seed: int = 1) -> History:
@@ -67,6 +139,7 @@ def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bo
     heapq.heapify(free)
     history = History(blocks * BLOCK_BYTES, BLOCK_BYTES)
     instants = []
+    at = [block * BLOCK_BYTES for block in range(blocks + 1)]  # One number for each place, as in one that was loaded.
     for index in range(requests):
         call, client = heapq.heappop(free)
         ret = call + int(rng.lognormvariate(0, 1) * LATENCY) + 1
@@ -75,8 +148,8 @@ def make_history(requests: int, clients: int, blocks: int, span: int, faulty: bo
         history.client.append(f"c{client}")
         history.id.append(index)
         history.op.append("read" if rng.random() < 0.5 else "write")
-        history.offset.append(rng.randrange(blocks - length + 1) * BLOCK_BYTES)
-        history.length.append(length * BLOCK_BYTES)
+        history.offset.append(at[rng.randrange(blocks - length + 1)])
+        history.length.append(at[length])
         history.call.append(call)
         history.ret.append(ret)
         history.outcome.append(OK)
@@ -150,54 +223,139 @@ def make_torn(history: History) -> None:
     raise ValueError("no read of this history can be torn")
 
 
+# In processes of their own.
+
+
 def measure(row: Row) -> Row:
     """Decide one row's history, in this process."""
-    history = make_history(row.requests, row.clients, row.blocks, row.span, row.faulty)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    history = row.history()
+    before_mib = peak_mib()
     cpu, wall = time.process_time(), time.perf_counter()
-    decision = decide(history, row.level, Budget(seconds=600))  # type: ignore[arg-type]
-    return Row(
-        row.requests,
-        row.clients,
-        row.blocks,
-        row.span,
-        row.level,
-        row.faulty,
-        decision.verdict.value,
-        round(time.process_time() - cpu, 3),
-        round(time.perf_counter() - wall, 3),
-        loaded // 1024,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    decision = decide(history, row.level, Budget(seconds=row.budget_s))  # type: ignore[arg-type]
+    return replace(
+        row,
+        verdict=decision.verdict.value,
+        cpu_s=round(time.process_time() - cpu, 3),
+        wall_s=round(time.perf_counter() - wall, 3),
+        before_mib=before_mib,
+        peak_mib=peak_mib(),
     )
 
 
-def expected(row: Row) -> str:
-    """The verdict that a row's history was made for."""
-    return (Verdict.NOT_LINEARIZABLE if row.faulty else Verdict.LINEARIZABLE).value
+def write(row: Row, path: str) -> None:
+    """Make one row's history, and write it to a file."""
+    save(replace(row.history(), level=row.level), path)  # type: ignore[arg-type]
 
 
-TITLES = (
-    *("requests", "clients", "blocks", "span", "level", "verdict"),
-    *("cpu_s", "us/request", "wall_s", "loaded_MiB", "peak_MiB"),
+def measure_loading(path: str) -> tuple[float, int]:
+    """How long loading takes, and the peak."""
+    cpu = time.process_time()
+    load(path)
+    return round(time.process_time() - cpu, 3), peak_mib()
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // KIB
+
+
+def apart(function: Callable[..., T], *arguments: object) -> T:
+    """What a function returns in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure_command(row: Row, path: str) -> FileRow:
+    """What the command takes, from its start to its end, and loading by itself."""
+    load_cpu_s, load_mib = apart(measure_loading, path)
+    wall = time.perf_counter()
+    command_line = [sys.executable, "-m", "check.history", "check", path, "--budget-s", str(row.budget_s)]
+    process = subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    return FileRow(
+        row,
+        Path(path).stat().st_size // MIB,
+        load_cpu_s,
+        load_mib,
+        os.waitstatus_to_exitcode(status),
+        round(time.perf_counter() - wall, 3),
+        round(usage.ru_utime + usage.ru_stime, 3),
+        usage.ru_maxrss // KIB,
+    )
+
+
+# As Markdown.
+
+DECIDED = (
+    *("requests", "clients", "blocks", "linearizable", "one fault", "a request", "before", "peak"),
+    *("Porcupine", "one stale read"),
 )
+CHECKED = ("requests", "clients", "blocks", "", "file", "loading", "peak", "the command", "wall time", "peak")
 
 
-def line(row: Row) -> str:
-    """A row of the table, as Markdown."""
-    cells = [
-        f"{row.requests:,}",
-        row.clients,
-        row.blocks,
-        row.span,
-        row.level,
-        row.verdict,
-        f"{row.cpu_s:.3f}",
-        f"{row.cpu_s / row.requests * 1e6:.1f}",
-        f"{row.wall_s:.3f}",
-        row.loaded_mib,
-        row.peak_mib,
-    ]
+def titles(columns: Sequence[str]) -> str:
+    """The head of a table."""
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def line(cells: Sequence[object]) -> str:
+    """A row of a table."""
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def took(row: Row) -> str:
+    """How long a verdict took, or an attempt at one; a wrong one is called so."""
+    if row.verdict == row.expected:
+        return f"{row.cpu_s:.3f} s"
+    return f"**{row.verdict}**, {row.cpu_s:.3f} s"
+
+
+def porcupine(row: Row) -> list[str]:
+    """Porcupine's figures for a history and for one with a fault, as far as there are any."""
+    known = PORCUPINE.get((row.requests, row.clients, row.blocks), ()) if row.span == 1 else ()
+    said = ["out of memory" if seconds is None else f"{seconds:g} s" for seconds in known]
+    return [*said, "", ""][:2]
+
+
+def decided_line(right: Row, faulty: Row) -> str:
+    """Two histories that differ in a fault."""
+    return line(
+        [
+            f"{right.requests:,}",
+            right.clients,
+            right.blocks,
+            took(right),
+            took(faulty),
+            f"{right.cpu_s / right.requests * 1e6:.1f} µs",
+            f"{right.before_mib} MiB",
+            f"{max(right.peak_mib, faulty.peak_mib)} MiB",
+            *porcupine(right),
+        ]
+    )
+
+
+def checked_line(found: FileRow) -> str:
+    """One file."""
+    row = found.row
+    return line(
+        [
+            f"{row.requests:,}",
+            row.clients,
+            row.blocks,
+            "one fault" if row.faulty else "linearizable",
+            f"{found.file_mib} MiB",
+            f"{found.load_cpu_s:.2f} s",
+            f"{found.load_mib} MiB",
+            f"{found.cpu_s:.2f} s" + ("" if is_right(found) else f", **status {found.status}**"),
+            f"{found.wall_s:.2f} s",
+            f"{found.peak_mib} MiB",
+        ]
+    )
+
+
+def is_right(found: FileRow) -> bool:
+    """Whether the command came to the verdict that the history was made for."""
+    return found.status == STATUS[Verdict(found.row.expected)]
 
 
 def numbers(_context: click.Context, _parameter: click.Parameter, value: str) -> list[int]:
@@ -214,29 +372,51 @@ def numbers(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.option("--blocks", default="1,16,1024", callback=numbers, show_default=True)
 @click.option("--span", default=1, type=click.IntRange(1), show_default=True, help="Blocks of a request, at most.")
 @click.option("--level", default="request", type=click.Choice(["request", "block", "sector"]), show_default=True)
+@click.option("--budget-s", default=60.0, type=click.FloatRange(0), show_default=True, help="Of each verdict.")
+@click.option("--files", is_flag=True, help="Time loading from files, and the whole command.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, writable=True), help="Write the rows here, too.")
 def main(
-    requests: list[int], clients: list[int], blocks: list[int], span: int, level: str, json_path: str | None
+    requests: list[int],
+    clients: list[int],
+    blocks: list[int],
+    span: int,
+    level: str,
+    budget_s: float,
+    files: bool,
+    json_path: str | None,
 ) -> None:
     """Measure all rows and print them."""
-    click.echo(f"CPython {platform.python_version()}, {platform.machine()}, one process a row\n")
-    click.echo(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}")
-    rows = []
-    wrong = 0
-    for count in requests:
-        for client_count in clients:
-            for block_count in blocks:
-                for faulty in (False, True):
-                    row = Row(count, client_count, block_count, min(span, block_count), level, faulty)
-                    with multiprocessing.get_context("spawn").Pool(1) as pool:
-                        row = pool.apply(measure, (row,))
-                    rows.append(row)
-                    wrong += row.verdict != expected(row)
-                    click.echo(line(row) + ("" if row.verdict == expected(row) else f" expected: {expected(row)}"))
+    click.echo(f"CPython {platform.python_version()}, {platform.machine()}, one process a history; processor time\n")
+    pairs = [
+        [Row(*size, min(span, size[2]), level, faulty, budget_s) for faulty in (False, True)]
+        for size in product(requests, clients, blocks)
+    ]
+    rows = list((check_files if files else decide_all)(pairs))
     if json_path:
         with open(json_path, "w", encoding="utf-8") as file:
-            json.dump({"python": platform.python_version(), "rows": [asdict(row) for row in rows]}, file, indent=1)
-    sys.exit(1 if wrong else 0)
+            json.dump({"python": platform.python_version(), "rows": [asdict(row) for row, _ in rows]}, file, indent=1)
+    sys.exit(0 if all(is_as_made for _, is_as_made in rows) else 1)
+
+
+def decide_all(pairs: list[list[Row]]) -> Iterator[tuple[Row, bool]]:
+    """Decide, and print a line for each pair."""
+    click.echo(titles(DECIDED))
+    for pair in pairs:
+        done = [apart(measure, row) for row in pair]
+        click.echo(decided_line(*done))
+        yield from ((row, row.verdict == row.expected) for row in done)
+
+
+def check_files(pairs: list[list[Row]]) -> Iterator[tuple[FileRow, bool]]:
+    """Write files, check them, and print a line for each."""
+    click.echo(titles(CHECKED))
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "history.jsonl")
+        for row in (row for pair in pairs for row in pair):
+            apart(write, row, path)
+            found = measure_command(row, path)
+            click.echo(checked_line(found))
+            yield found, is_right(found)
 
 
 if __name__ == "__main__":

@@ -37,13 +37,18 @@ Errors:  ValueError for what no recorder can have seen: a name given twice or re
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from operator import add
+from itertools import accumulate, compress
+from operator import add, gt, itemgetter, lt
+from typing import TypeVar
 
-from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, TORN, ZERO, History, Level, Runs
+from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, TORN, ZERO, History, Level, Runs, Value
 
 KEPT = frozenset({"read", "write", "zero", "trim"})
 RESERVED = frozenset({BASE, TORN})
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -94,6 +99,11 @@ class Cut:
         return range(self.begin[part], self.end[part])
 
 
+def pick(column: list[T], parts: list[int]) -> Sequence[T]:
+    """What a column says of these parts. They may lie far apart in memory: itemgetter waits for many at once."""
+    return itemgetter(*parts)(column) if len(parts) > 1 else [column[part] for part in parts]
+
+
 def unit_of(history: History, level: Level) -> int | None:
     """The bytes within which a level promises an instant; None: any number."""
     return {"request": None, "block": history.block_size, "sector": history.granule}[level]
@@ -101,23 +111,26 @@ def unit_of(history: History, level: Level) -> int | None:
 
 def check_history(history: History) -> None:
     """Raise ValueError for what cannot have been recorded so."""
-    size = len(history)
-    names = [value for op, value in zip(history.op, history.value, strict=True) if op == "write" and value != ZERO]
-    if len(set(names)) != len(names):
+    names = list(compress(history.value, map("write".__eq__, history.op)))
+    different = set(names)
+    if ZERO in different:
+        names = [name for name in names if name != ZERO]
+        different.remove(ZERO)
+    if len(different) != len(names):
         seen: set[object] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"value {twice!r} is written by two requests; a write's value has to be its own")
-    for name in RESERVED.intersection(name for name in names if isinstance(name, str)):
+    for name in RESERVED.intersection(different):
         raise ValueError(f"a write cannot have the value {name!r}")
-    for index in range(size):
-        if history.ret[index] < history.call[index]:
-            raise ValueError(f"request {history.id[index]} returned before it was invoked")
+    for index in compress(range(len(history)), map(lt, history.ret, history.call)):
+        raise ValueError(f"request {history.id[index]} returned before it was invoked")
 
 
 def cut(history: History, level: Level) -> Cut:
     """The cells, what was done to each, and the groups."""
     check_history(history)
-    edges = _edges(history, unit_of(history, level))
+    ends = list(map(add, history.offset, history.length))
+    edges = _edges(history, ends, unit_of(history, level))
     place = {edge: number for number, edge in enumerate(edges)}
     found = Cut(
         edges,
@@ -126,7 +139,7 @@ def cut(history: History, level: Level) -> Cut:
         list(history.ret),
         list(history.value),
         [place[offset] for offset in history.offset],
-        [place[end] for end in map(add, history.offset, history.length)],
+        [place[end] for end in ends],
     )
     found.counts.update(requests=len(history), left_out=0, unchecked=0)
     trims = _fill(history, found, place)
@@ -139,16 +152,13 @@ def cut(history: History, level: Level) -> Cut:
     return found
 
 
-def _edges(history: History, unit: int | None) -> list[int]:
+def _edges(history: History, ends: list[int], unit: int | None) -> list[int]:
     """All edges of cells, in order."""
     edges = set(history.offset)
-    edges.update(map(add, history.offset, history.length))
-    for op, outcome, offset, runs in zip(history.op, history.outcome, history.offset, history.value, strict=True):
-        if op == "read" and outcome == OK and isinstance(runs, tuple) and len(runs) > 1:
-            at = offset
-            for _, length in runs:
-                at += length
-                edges.add(at)
+    edges.update(ends)
+    for index, runs in enumerate(history.value):
+        if type(runs) is tuple and len(runs) > 1 and history.op[index] == "read" and history.outcome[index] == OK:
+            edges.update(accumulate((length for _, length in runs), initial=history.offset[index]))
     if unit is not None:
         for edge in [edge for edge in edges if edge % unit]:
             edges.add(edge - edge % unit)
@@ -158,35 +168,34 @@ def _edges(history: History, unit: int | None) -> list[int]:
 
 def _fill(history: History, found: Cut, place: dict[int, int]) -> list[tuple[int, int, int]]:
     """Put every request into its cells; (invoked, part, cell) of the trims that promise nothing."""
-    cells, begin, end, ret = found.cells, found.begin, found.end, found.ret
+    cells, ret = found.cells, found.ret
     trims: list[tuple[int, int, int]] = []
     left_out = 0
-    order: range | list[int] = range(len(history))
-    if any(map(int.__gt__, history.call, history.call[1:])):
-        order = sorted(order, key=history.call.__getitem__)
-    ops, outcomes, values = history.op, history.outcome, history.value
-    for index in order:
-        op, outcome = ops[index], outcomes[index]
+    # What fails is added behind the others meanwhile, so that the last two columns may be longer.
+    requests: Iterable[tuple[int, tuple[str, str, Value, int, int, int]]] = enumerate(
+        zip(history.op, history.outcome, history.value, history.length, found.begin, found.end, strict=False)
+    )
+    if any(map(gt, history.call, history.call[1:])):
+        requests = sorted(requests, key=lambda request: history.call[request[0]])
+    for index, (op, outcome, value, length, first, behind) in requests:
         if op not in KEPT or outcome in NOT_DONE or (outcome != OK and op == "read"):
             left_out += 1
             continue
-        first, behind = begin[index], end[index]
         if op == "read":
-            runs = values[index]
-            if not isinstance(runs, tuple):
+            if not isinstance(value, tuple):
                 raise ValueError(f"read {history.id[index]} was answered without a value")
-            if behind - first == 1 and len(runs) == 1:
-                value, length = runs[0]
-                if length != history.length[index]:
-                    raise ValueError(f"what read {history.id[index]} returned does not come to its length")
-                cell = cells[first]
-                if value == ZERO:
-                    cell.zero_reads.append(index)
-                else:
-                    cell.reads.append(index)
-                    cell.read_values.append(value)
+            if behind - first != 1 or len(value) != 1:
+                _fill_read(found, place, index, history.offset[index], value, history)
+                continue
+            writer, run_length = value[0]
+            if run_length != length:
+                raise ValueError(f"what read {history.id[index]} returned does not come to its length")
+            cell = cells[first]
+            if writer == ZERO:
+                cell.zero_reads.append(index)
             else:
-                _fill_read(found, place, index, history.offset[index], runs, history)
+                cell.reads.append(index)
+                cell.read_values.append(writer)
             continue
         if outcome == PENDING:
             ret[index] = NEVER
@@ -194,7 +203,7 @@ def _fill(history: History, found: Cut, place: dict[int, int]) -> list[tuple[int
         elif outcome != OK:
             _fill_failed(history, found, index, trims)
             continue
-        is_zero = op == "zero" or values[index] == ZERO or (op == "trim" and history.trim_reads_zero)
+        is_zero = op == "zero" or value == ZERO or (op == "trim" and history.trim_reads_zero)
         for number in range(first, behind):
             if is_zero:
                 cells[number].zero_writes.append(index)

@@ -31,13 +31,17 @@ Errors:  AssertionError for a certificate that does not prove its verdict: whoev
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import add, itemgetter, lt
+from typing import Any, Final
 
-from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Level
+from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Level, Runs
 
 NO_CELL = -1
+KINDS = frozenset({"read", "write", "zero", "trim"})
 STEPS_MAX = 200_000
+CHUNK: Final = 1024  # What is fetched at once stays in the processor's cache until it is looked at.
 
 
 class TooLarge(Exception):
@@ -75,38 +79,86 @@ class Conflict:
     end: int
 
 
-def verify_order(history: History, level: Level, order: Order) -> None:
-    """Replay an order; AssertionError if it does not prove that the history is linearizable."""
+def verify_order(
+    history: History, level: Level, order: Order, replayed: Callable[[GroupOrder], None] = lambda _: None
+) -> None:
+    """Replay an order; AssertionError if it does not prove that the history is linearizable.
+
+    `replayed` is told of each group.
+    """
     place = {edge: number for number, edge in enumerate(order.edges)}
-    _check_groups(history, level, order, place)
+    told = _gather(history, place)
+    _check_groups(history, level, order, told)
     trims = _Trims(history)
     for cell, index in order.unchecked:
         assert trims.explain(order.edges[cell], index), f"read {history.id[index]} is to be checked"
     unchecked = set(order.unchecked)
     assert len(unchecked) == len(order.unchecked), "something is unchecked twice"
+    held = [ZERO if history.base_is_zero else BASE] * len(order.edges)
     covered = len(unchecked)
     for sequence in order.sequences:
-        covered += _replay(history, order, sequence, place, unchecked)
-    needed = 0
-    for index in _relevant(history):
-        outcome = history.outcome[index]
-        if outcome == OK:
-            needed += place[history.offset[index] + history.length[index]] - place[history.offset[index]]
-    assert covered == needed, f"{needed - covered} of {needed} operations on cells are missing from the order"
+        covered += _replay(history, told, sequence, place, held, unchecked)
+        replayed(sequence)
+    assert covered == told.needed, f"{told.needed - covered} of {told.needed} operations on cells are not in the order"
 
 
 def _relevant(history: History) -> Iterable[int]:
     """The requests that say something, or may have done something."""
-    kinds = {"read", "write", "zero", "trim"}
     for index, (op, outcome) in enumerate(zip(history.op, history.outcome, strict=True)):
-        if op in kinds and outcome not in NOT_DONE and (op != "read" or outcome == OK):
+        if op in KINDS and outcome not in NOT_DONE and (op != "read" or outcome == OK):
             yield index
 
 
-def _check_groups(history: History, level: Level, order: Order, place: dict[int, int]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the history tells of each request.
+
+    begin, end: the cells that it covers; none if it says nothing
+    value:      what was read or is left wherever the request takes effect; runs, if that is not the same everywhere
+    unsure:     those that need not have happened
+    needed:     on how many cells each of the others did something, all together
+    """
+
+    begin: list[int]
+    end: list[int]
+    value: list[str | Runs]
+    unsure: set[int]
+    needed: int
+
+
+def _gather(history: History, place: dict[int, int]) -> _Told:
+    begin = [place.get(at, NO_CELL) for at in history.offset]
+    end = [place.get(at, NO_CELL) for at in map(add, history.offset, history.length)]
+    told: list[str | Runs] = []
+    unsure = set()
+    needed = 0
+    columns = zip(history.op, history.outcome, history.value, history.length, begin, end, strict=True)
+    for index, (op, outcome, value, length, first, behind) in enumerate(columns):
+        if op not in KINDS or outcome in NOT_DONE or (outcome != OK and op == "read"):
+            begin[index] = end[index] = NO_CELL
+            told.append(())
+            continue
+        assert NO_CELL < first <= behind, f"request {history.id[index]} does not cover whole cells"
+        if outcome == OK:
+            needed += behind - first
+        else:
+            unsure.add(index)
+        if op == "read":
+            assert isinstance(value, tuple), f"read {history.id[index]} has no value"
+            is_one = len(value) == 1 and value[0][1] == length
+            told.append(value[0][0] if is_one else value)
+        elif op == "write":
+            assert isinstance(value, str), f"write {history.id[index]} has no value"
+            told.append(value)
+        else:
+            told.append(_written(history, index))
+    return _Told(begin, end, told, unsure, needed)
+
+
+def _check_groups(history: History, level: Level, order: Order, told: _Told) -> None:
     """Groups do not overlap, and nothing that takes effect at an instant is torn between two of them."""
     unit = {"request": None, "block": history.block_size, "sector": history.granule}[level]
-    assert order.edges == sorted(place), "edges are not in order, or not different"
+    assert all(map(lt, order.edges, order.edges[1:])), "edges are not in order, or not different"
     group = [NO_CELL] * len(order.edges)
     for number, sequence in enumerate(order.sequences):
         for cell in range(sequence.first, sequence.end):
@@ -122,83 +174,93 @@ def _check_groups(history: History, level: Level, order: Order, place: dict[int,
         for cell, (start, end) in enumerate(zip(order.edges, order.edges[1:], strict=False)):
             inner = start % unit or end % unit
             assert not inner or start // unit == (end - 1) // unit, f"cell {cell} reaches over the end of a {level}"
-    for index in _relevant(history):
-        first, end = place[history.offset[index]], place[history.offset[index] + history.length[index]]
-        if end - first > 1:
-            torn = history.outcome[index] in (OK, PENDING) and joined[first] < end
+    for index, (first, behind) in enumerate(zip(told.begin, told.end, strict=True)):
+        if behind - first > 1:
+            torn = history.outcome[index] in (OK, PENDING) and joined[first] < behind
             assert not torn, f"request {history.id[index]} is torn between groups"
 
 
 def _replay(
     history: History,
-    order: Order,
+    told: _Told,
     sequence: GroupOrder,
     place: dict[int, int],
+    held: list[str],
     unchecked: set[tuple[int, int]],
 ) -> int:
-    """Replay one group; how many operations on cells it had, of those that had to be there."""
+    """Replay one group; on how many cells it did something, of those where that had to be."""
     group_first, group_end = sequence.first, sequence.end
-    at_first = ZERO if history.base_is_zero else BASE
-    held = [at_first] * (group_end - group_first)
-    calls, rets, ops, values = history.call, history.ret, history.op, history.value
-    offsets, lengths, outcomes = history.offset, history.length, history.outcome
-    seen: set[tuple[int, int]] = set()
+    operations = sequence.operations
+    only_of = sequence.only or [NO_CELL] * len(operations)
+    parts: Collection[object] = operations
+    if told.unsure:
+        parts = [(at, only if at in told.unsure else NO_CELL) for at, only in zip(operations, only_of, strict=True)]
+    assert len(set(parts)) == len(operations), "a request is there twice"
+    assert min(operations, default=0) >= 0, "a request is counted from behind"
     latest = -NEVER
     covered = 0
-    for at, index in enumerate(sequence.operations):
-        call, ret = calls[index], rets[index]
-        first, end = place[offsets[index]], place[offsets[index] + lengths[index]]
-        only = NO_CELL
-        if outcomes[index] != OK:
-            only = sequence.only[at] if sequence.only is not None else NO_CELL
-            ret, first, end = _as_far_as_it_happened(history, sequence, index, only, (first, end))
-        assert (index, only) not in seen, f"request {history.id[index]} is there twice"
-        seen.add((index, only))
-        assert ret >= latest, f"request {history.id[index]} returned before one that goes before it was invoked"
+    for index, only, op, call, ret, begin, end, value in _asked(history, told, operations, only_of):
+        until, span = ret, (begin, end)
+        if index in told.unsure:
+            until, span = _as_far_as_it_happened(history, sequence, index, only, span)
+        first, behind = span
+        assert until >= latest, f"request {history.id[index]} returned before one that goes before it was invoked"
         if call > latest:  # noqa: PLR1730 - half a second in a million operations
             latest = call
         if first < group_first:  # noqa: PLR1730
             first = group_first
-        if end > group_end:  # noqa: PLR1730
-            end = group_end
-        assert first < end, f"request {history.id[index]} covers nothing here"
-        first -= group_first
-        end -= group_first
-        op, value = ops[index], values[index]
-        if outcomes[index] == OK:
-            covered += end - first
-        if op == "read":
-            assert outcomes[index] == OK, f"read {history.id[index]} was not answered"
-            assert isinstance(value, tuple), f"read {history.id[index]} has no value"
-            if end - first == 1 and len(value) == 1 and not unchecked:
-                assert held[first] == value[0][0], f"read {history.id[index]} does not fit"
-                continue
-            was = _values_by_cell(place, offsets[index], value)
-            for cell in range(first, end):
-                if (group_first + cell, index) in unchecked:
+        if behind > group_end:  # noqa: PLR1730
+            behind = group_end
+        assert first < behind, f"request {history.id[index]} does nothing here"
+        if index not in told.unsure:
+            covered += behind - first
+        if op != "read":
+            for cell in range(first, behind):
+                held[cell] = value
+        elif isinstance(value, str) and not unchecked:
+            for cell in range(first, behind):
+                assert held[cell] == value, f"read {history.id[index]} does not fit"
+        else:
+            runs = history.value[index]
+            assert isinstance(runs, tuple), f"read {history.id[index]} has no value"
+            was = _values_by_cell(place, history.offset[index], runs)
+            for cell in range(first, behind):
+                if (cell, index) in unchecked:
                     covered -= 1
                 else:
-                    assert held[cell] == was[group_first + cell], f"read {history.id[index]} does not fit"
-        else:
-            written = _written(history, index)
-            for cell in range(first, end):
-                held[cell] = written
+                    assert held[cell] == was[cell], f"read {history.id[index]} does not fit"
     return covered
+
+
+def _asked(
+    history: History, told: _Told, operations: list[int], only_of: list[int]
+) -> Iterator[tuple[int, int, str, int, int, int, int, Any]]:
+    """The operations, in order, each with what is known of it."""
+    columns: tuple[list[Any], ...] = (history.op, history.call, history.ret, told.begin, told.end, told.value)
+    for start in range(0, len(operations), CHUNK):
+        some = operations[start : start + CHUNK]
+        yield from zip(some, only_of[start : start + CHUNK], *_rows(some, columns), strict=True)
+
+
+def _rows(indices: list[int], columns: tuple[list[Any], ...]) -> Iterator[Sequence[Any]]:
+    """Of each column what is at these indices. They lie far apart, and itemgetter waits for many of them at once."""
+    if len(indices) == 1:
+        return ((column[indices[0]],) for column in columns)
+    return map(itemgetter(*indices), columns)
 
 
 def _as_far_as_it_happened(
     history: History, sequence: GroupOrder, index: int, only: int, span: tuple[int, int]
-) -> tuple[int, int, int]:
+) -> tuple[int, tuple[int, int]]:
     """When a request without success had ended, and the cells of it that this is about."""
-    outcome, name = history.outcome[index], history.id[index]
-    assert outcome not in NOT_DONE, f"request {name} has not happened"
-    if outcome == PENDING:
+    name = history.id[index]
+    if history.outcome[index] == PENDING:
         assert only == NO_CELL, f"request {name} happens as a whole"
-        return NEVER, *span
+        return NEVER, span
     assert only != NO_CELL, f"request {name} failed, and is not said to have happened on one cell"
     assert span[0] <= only < span[1], f"request {name} does not cover cell {only}"
     assert sequence.first <= only < sequence.end, f"cell {only} is not in this group"
-    return history.ret[index], only, only + 1
+    return history.ret[index], (only, only + 1)
 
 
 def _written(history: History, index: int) -> str:
@@ -212,7 +274,7 @@ def _written(history: History, index: int) -> str:
     return f"whatever trim {index} left"
 
 
-def _values_by_cell(place: dict[int, int], at: int, runs: Sequence[tuple[str, int]]) -> dict[int, str]:
+def _values_by_cell(place: dict[int, int], at: int, runs: Runs) -> dict[int, str]:
     found = {}
     for value, length in runs:
         for cell in range(place[at], place[at + length]):

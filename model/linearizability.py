@@ -24,14 +24,16 @@ from dataclasses import dataclass, field
 
 from model import whole, zones
 from model.budget import Budget, Meter
-from model.cells import Cut, cut, unit_of
+from model.cells import Cell, Cut, cut, unit_of
 from model.certificate import NO_CELL, Conflict, GroupOrder, Order, TooLarge, verify_conflict, verify_order
 from model.history import BASE, OK, PENDING, TORN, ZERO, History, Level, Operation
 from model.wgl import Verdict
 from model.zones import Refutation
 
-# (operations on cells decided, how many there are)
+# (how much is done, of how much): every operation on a cell counts when it is cut, when it is decided, and when the
+# order that it is in is replayed.
 Progress = Callable[[int, int], None]
+ROUNDS = 3
 
 LINEARIZABLE, NOT_LINEARIZABLE, UNKNOWN = Verdict.LINEARIZABLE, Verdict.NOT_LINEARIZABLE, Verdict.UNKNOWN
 
@@ -55,11 +57,12 @@ def decide(
 ) -> Decision:
     """Decide a history at a level: its own, if none is given."""
     level = level or history.level
+    work = _Work(progress)
     found = cut(history, level)
+    work.begin(found)
     meter = Meter(budget or Budget())
     orders: list[GroupOrder] = []
     undecided = ""
-    done, total = 0, sum(map(_size, found.cells))
     for first, end in found.groups:
         decided: list[int] | Refutation | None
         if end - first == 1:
@@ -74,19 +77,42 @@ def decide(
             )
         else:
             orders.append(_group_order(found, first, end, decided))
-        done += sum(map(_size, found.cells[first:end]))
-        if progress is not None:
-            progress(done, total)
+        work.add(first, end)
     found.counts["steps"] = meter.steps
     if undecided:
         return Decision(UNKNOWN, level, None, undecided, found.counts)
     order = Order(found.edges, orders, found.unchecked)
-    verify_order(history, level, order)
+    verify_order(history, level, order, lambda sequence: work.add(sequence.first, sequence.end))
     return Decision(LINEARIZABLE, level, order, _why_it_is(found), found.counts)
 
 
-def _size(cell: object) -> int:
-    return len(cell.writes) + len(cell.reads) + len(cell.zero_writes) + len(cell.zero_reads)  # type: ignore[attr-defined]
+class _Work:
+    """How much of it is done, for those who want to be told."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._cells: list[Cell] = []
+        self._done, self._total = 0, 1
+        self._tell()
+
+    def begin(self, found: Cut) -> None:
+        """A history has been cut."""
+        self._cells = found.cells
+        self._total = max(ROUNDS * sum(map(_size, self._cells)), 1)
+        self.add(0, len(self._cells))
+
+    def add(self, first: int, end: int) -> None:
+        """These cells have gone one round further."""
+        self._done += sum(map(_size, self._cells[first:end]))
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _size(cell: Cell) -> int:
+    return len(cell.writes) + len(cell.reads) + len(cell.zero_writes) + len(cell.zero_reads)
 
 
 def _group_order(found: Cut, first: int, end: int, parts: list[int]) -> GroupOrder:

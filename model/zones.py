@@ -62,8 +62,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import compress
+from operator import lt
 
-from model.cells import Cell, Cut
+from model.cells import Cell, Cut, pick
 from model.history import BASE, NEVER
 
 # When the base was written.
@@ -123,30 +125,28 @@ def cluster(cell: Cell, cut: Cut, base_is_zero: bool) -> Clusters | Refutation:
         wanted = set(cell.read_values)
         writes = [part for part in writes if part not in optional or names[part] in wanted]
     write = list(writes)
-    number = {names[part]: at for at, part in enumerate(write)}
-    f = [ret[part] for part in write]
-    s = [call[part] for part in write]
+    number = {name: at for at, name in enumerate(pick(names, writes))}
+    began = pick(call, writes)
+    f, s = list(pick(ret, writes)), list(began)
     if not base_is_zero:
         number[BASE] = len(write)
         write.append(NOBODY)
         f.append(ALWAYS)
         s.append(ALWAYS)
     counts = [0] * len(write)
-    number_of = []
-    for part, value in zip(cell.reads, cell.read_values, strict=True):
-        at = number.get(value)
-        if at is None:
-            return Refutation("nobody", ((part,),), (part,))
-        number_of.append(at)
+    number_of = [number.get(value, NOBODY) for value in cell.read_values]
+    if NOBODY in number_of:
+        part = cell.reads[number_of.index(NOBODY)]
+        return Refutation("nobody", ((part,),), (part,))
+    for at, called, returned in zip(number_of, pick(call, cell.reads), pick(ret, cell.reads), strict=True):
         counts[at] += 1
-        if ret[part] < f[at]:  # noqa: PLR1730 - a call of min or max for each read is half of this function's time
-            f[at] = ret[part]
-        if call[part] > s[at]:  # noqa: PLR1730
-            s[at] = call[part]
-    for at, part in enumerate(write):
-        if part >= 0 and f[at] < call[part]:
-            early = min(_reads_of(cell, number_of, at), key=ret.__getitem__)
-            return Refutation("future", ((part,), (early,)), (part, early))
+        if returned < f[at]:  # noqa: PLR1730 - a call of min or max for each read is half of this function's time
+            f[at] = returned
+        if called > s[at]:  # noqa: PLR1730
+            s[at] = called
+    for at in compress(range(len(began)), map(lt, f, began)):
+        early = min(_reads_of(cell, number_of, at), key=ret.__getitem__)
+        return Refutation("future", ((write[at],), (early,)), (write[at], early))
     if not base_is_zero and not counts[-1]:
         write.pop()
         f.pop()
@@ -161,23 +161,25 @@ def _reads_of(cell: Cell, number_of: Sequence[int], at: int) -> list[int]:
 
 def _place(f: list[int], s: list[int]) -> list[int] | tuple[int, int]:
     """The clusters in an order that is a linearization, or two that each have to precede the other."""
-    forward = sorted([at for at in range(len(f)) if f[at] < s[at]], key=f.__getitem__)
+    forward = sorted([at for at, (begin, end) in enumerate(zip(f, s, strict=True)) if begin < end], key=f.__getitem__)
     begins = [f[at] for at in forward]
     ends = [s[at] for at in forward]
     for at in range(1, len(forward)):
         if begins[at] < ends[at - 1]:
             return forward[at - 1], forward[at]
-    keys = [2 * begin + 1 for begin in f]  # A forward zone comes behind the points at its beginning.
-    for at in range(len(f)):
-        point = s[at]
-        if f[at] >= point:
-            if begins:
-                around = bisect_left(begins, point) - 1
-                if around >= 0 and ends[around] > point:
-                    point = ends[around]
-                    if point > f[at]:
-                        return forward[around], at
-            keys[at] = 2 * point
+    keys = []
+    for at, (begin, end) in enumerate(zip(f, s, strict=True)):
+        if begin < end:
+            keys.append(2 * begin + 1)  # A forward zone comes behind the points at its beginning.
+            continue
+        point = end
+        if begins:
+            around = bisect_left(begins, point) - 1
+            if around >= 0 and ends[around] > point:
+                point = ends[around]
+                if point > begin:
+                    return forward[around], at
+        keys.append(2 * point)
     return sorted(range(len(f)), key=keys.__getitem__)
 
 
@@ -195,7 +197,9 @@ def _spell(cell: Cell, clusters: Clusters, placed: list[int], write: list[int], 
         at = behind[number]
         spelled[at] = part
         behind[number] = at + 1
-    return [part for part in spelled if part >= 0] if NOBODY in write else spelled
+    if NOBODY in write:
+        spelled.remove(NOBODY)
+    return spelled
 
 
 def witnesses(cell: Cell, cut: Cut, clusters: Clusters, at: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from history_cases import histories, history_of, judge
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from model import certificate
 from model.certificate import Conflict, GroupOrder, Order, verify_conflict, verify_order
 from model.history import LEVELS, PENDING
 from model.linearizability import Verdict, decide
@@ -43,9 +44,11 @@ def with_first(**changes):
 
 WRONG_ORDERS = [
     ("a read that does not fit", with_first(operations=[1, 0, 8, 2, 3])),
+    ("a read before what it saw", replace(RIGHT, sequences=[RIGHT.sequences[0], GroupOrder(2, 3, [5, 4])])),
     ("an operation that is missing", with_first(operations=[0, 8, 2, 3], only=[-1, -1, 0, -1])),
     ("an operation that is there twice", with_first(operations=[0, 1, 1, 8, 2, 3], only=[-1, -1, -1, -1, 0, -1])),
     ("one twice in the place of another", with_first(operations=[0, 1, 1, 2, 3])),
+    ("one twice, once counted from behind", with_first(operations=[0, 1, 1 - len(HISTORY), 2, 3])),
     ("an order against real time", with_first(operations=[0, 8, 1, 2, 3])),
     ("a failed request on another cell", with_first(only=[-1, -1, -1, 1, -1])),
     ("a failed request where it was not", with_first(operations=[0, 1, 8, 2, 3, 9], only=[-1, -1, -1, 0, -1, 1])),
@@ -67,6 +70,15 @@ def test_the_right_order_is_accepted():
 def test_an_order_with_one_thing_wrong_is_not(_what, order):
     with pytest.raises(AssertionError):
         verify_order(HISTORY, "request", order)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_it_does_not_matter_how_many_operations_are_looked_up_at_once(monkeypatch, chunk):
+    monkeypatch.setattr(certificate, "CHUNK", chunk)
+    verify_order(HISTORY, "request", RIGHT)
+    for _, order in WRONG_ORDERS:
+        with pytest.raises(AssertionError):
+            verify_order(HISTORY, "request", order)
 
 
 def test_cells_may_be_apart_where_the_level_allows_it():

@@ -4,6 +4,7 @@ Source:  specs: exit status 0 linearizable, 1 not, 2 a file that is none, 3 unkn
 """
 
 import json
+import pty
 import subprocess
 import sys
 
@@ -74,6 +75,18 @@ def test_a_history_that_is_not_is_shown_in_words_and_side_by_side(file):
         "r2 returned ",
     ):
         assert expected in done.stdout
+
+
+def test_on_a_terminal_both_loading_and_deciding_are_seen(file):
+    leader, follower = pty.openpty()
+    command_line = [sys.executable, "-m", "check.history", "check", str(file(FINE))]
+    with open(leader, "rb", buffering=0) as terminal:
+        with open(follower, "wb", buffering=0) as stderr:
+            done = subprocess.run(command_line, cwd=ROOT, stderr=stderr, timeout=CLIENT_LIMIT_S, check=False)
+        assert done.returncode == 0
+        shown = terminal.read(4096)
+    assert b"\rreading: 100 % " in shown
+    assert b"\rdeciding: 0 % " in shown
 
 
 @pytest.mark.parametrize("level", ["request", "block", "sector"])

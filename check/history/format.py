@@ -31,8 +31,7 @@ from model.history import BASE, LEVELS, NEVER, OK, OPS, PENDING, RANGED, TORN, Z
 
 FORMAT: Final = "cowproof-history"
 VERSION: Final = 1
-PROGRESS_EVERY_LINES: Final = 50_000
-CHUNK_BYTES: Final = 4 << 20
+CHUNK_BYTES: Final = 1 << 20
 
 Progress = Callable[[int, int], None]  # bytes read so far, and in all
 
@@ -95,6 +94,7 @@ class _Loader:
         self._scan: Callable[[str, int], tuple[Any, int]] = decoder.scan_once  # type: ignore[attr-defined]
         self._promised: int | None = None
         self._names: dict[str, str] = {}  # of writes, each to itself, so that the reads of it share one string
+        self._numbers: dict[int, int] = {}  # Offsets and lengths come again and again: each is one object.
         self._partial: list[int] = []  # the rows of reads of which a part is UNKNOWN, or that say nothing
 
     def load(self) -> History:
@@ -259,11 +259,12 @@ class _Loader:
         if (offset % history.granule or length % history.granule) and op in ALIGNED:
             self._check_edges(op, offset, length, history)
         value = self._written(event) if op == "write" else None
+        same = self._numbers.setdefault
         history.client.append(client.name)
         history.id.append(id_)
         history.op.append(op)
-        history.offset.append(offset)
-        history.length.append(length)
+        history.offset.append(same(offset, offset))
+        history.length.append(same(length, length))
         history.call.append(t)
         history.ret.append(NEVER)
         history.outcome.append(PENDING)
