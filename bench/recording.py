@@ -36,6 +36,7 @@ from typing import Any
 import click
 
 from impl.client import Client, connect
+from impl.errors import UsageError
 from impl.history_tags import stamped
 from impl.sizes import format_size, parse_size
 
@@ -212,7 +213,7 @@ def sizes_of(_context: click.Context, _parameter: click.Parameter, value: str) -
     """Sizes with commas between them."""
     try:
         sizes = [parse_size(size) for size in value.split(",")]
-    except ValueError as error:
+    except UsageError as error:
         raise click.BadParameter(str(error)) from None
     if wrong := [size for size in sizes if not 512 <= size <= len(STRANGE) or size & (size - 1)]:
         raise click.BadParameter(f"{wrong[0]}: expected a power of two from 512 to {format_size(len(STRANGE))}")
