@@ -3,12 +3,27 @@
 Source:  impl/history_tags.py.
 """
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from impl.base.pattern import pattern
-from impl.history_tags import BASE, GRANULE, NUMBER_MAX, TORN, UNKNOWN, ZERO, Attribution, stamped, write_name, written
+from impl.history_tags import (
+    BASE,
+    GRANULE,
+    NUMBER_MAX,
+    TORN,
+    UNKNOWN,
+    ZERO,
+    Attribution,
+    is_plain,
+    may_be_stamped,
+    stamped,
+    write_name,
+    written,
+)
 
 RUN = 0xC0
 BASE_BYTES = pattern(1, 0, 64 * GRANULE)
@@ -44,6 +59,105 @@ def test_runs_are_in_order_and_neighbours_by_the_same_are_one():
 @pytest.mark.parametrize("data", [bytes(GRANULE * 3), b""])
 def test_zeroes_are_zeroes(data):
     assert runs_of(data) == (((ZERO, len(data)),) if data else ())
+
+
+# Where the last byte of a granule's number, or more of them, begin anew.
+AROUND_CARRIES = [(0, 256), (1, 256), (250, 20), (255, 2), (256, 257), (2**16 - 3, 300), (2**32 - 1, 600)]
+
+
+@pytest.mark.parametrize(("first", "count"), AROUND_CARRIES)
+def test_a_write_is_one_wherever_the_numbers_of_its_granules_carry(first, count):
+    data = wrote(7, first, count)
+    assert written(data, first * GRANULE) == "w7.c0"
+    assert written(memoryview(bytearray(data)), first * GRANULE) == "w7.c0"
+
+
+@pytest.mark.parametrize(("first", "count"), AROUND_CARRIES)
+def test_a_write_with_a_byte_of_any_granule_changed_is_not_one(first, count):
+    data = bytearray(wrote(7, first, count))
+    for granule in {
+        0,
+        1,
+        count // 2,
+        count - 2,
+        count - 1,
+        *[at for at in range(count) if (first + at) % 256 in (0, 255)],
+    }:
+        for byte in (0, 15, 31, 479, 480, 495, 511):
+            data[granule * GRANULE + byte] ^= 1
+            assert written(data, first * GRANULE) is None, (granule, byte)
+            data[granule * GRANULE + byte] ^= 1
+    assert written(data, first * GRANULE) == "w7.c0"
+
+
+@pytest.mark.parametrize(("first", "count"), AROUND_CARRIES)
+def test_a_write_that_another_one_goes_on_with_is_not_one(first, count):
+    for at in {1, 256 - first % 256, count - 1} & set(range(1, count)):
+        data = wrote(7, first, at) + wrote(8, first + at, count - at)
+        assert written(data, first * GRANULE) is None
+        assert runs_of(data, first, base=None) == (("w7.c0", at * GRANULE), ("w8.c0", (count - at) * GRANULE))
+
+
+@pytest.mark.parametrize("shift", [1, 128, 256, 512])
+def test_a_write_with_granules_of_it_from_elsewhere_is_not_one(shift):
+    """Also from where the last byte of the number is the same."""
+    for moved in (0, 3, 7):
+        data = wrote(7, 1024, moved) + wrote(7, 1024 + moved + shift, 1) + wrote(7, 1025 + moved, 7 - moved)
+        assert written(data, 1024 * GRANULE) is None
+        assert (TORN, GRANULE) in runs_of(data, 1024, base=None)
+
+
+KINDS = {
+    "a write": lambda at: wrote(7, at, 1),
+    "another write": lambda at: wrote(8, at, 1),
+    "the same number in another run": lambda at: wrote(7, at, 1, run=RUN + 1),
+    "the base": lambda at: base(at, 1),
+    "the base, which begins with zeroes": lambda at: bytes(8) + base(at, 1)[8:],
+    "bytes that are magic's first": lambda at: b"c" * GRANULE,
+    "zeroes": lambda at: bytes(GRANULE),
+    "torn": lambda at: wrote(7, at, 1)[:64] + wrote(8, at, 1)[64:],
+    "torn from the base": lambda at: base(at, 1)[:64] + wrote(8, at, 1)[64:],
+    "misdirected": lambda at: wrote(7, at + 1, 1),
+}
+KNOWN = {
+    "all": {"run": RUN, "base": BASE_BYTES},
+    "not the base": {"run": RUN, "base": None},
+    "neither": {"run": None, "base": None},
+}
+
+
+@pytest.mark.parametrize("known", KNOWN.values(), ids=KNOWN)
+@given(st.lists(st.tuples(st.sampled_from(list(KINDS)), st.integers(1, 12)), min_size=1, max_size=5))
+def test_what_is_said_of_many_granules_is_what_is_said_of_each(known, kinds):
+    kinds = [kind for kind, count in kinds for _ in range(count)]
+    granules = [KINDS[kind](at) for at, kind in enumerate(kinds)]
+    of_each = [Attribution(**known).of(granule, at * GRANULE) for at, granule in enumerate(granules)]
+    of_all = Attribution(**known).of(b"".join(granules), 0)
+    assert [who for who, length in of_all.runs for _ in range(length // GRANULE)] == [
+        each.runs[0][0] for each in of_each
+    ]
+    assert all(left[0] != right[0] for left, right in pairwise(of_all.runs))
+    assert of_all.notes == tuple(note for each in of_each for note in each.notes)
+
+
+# (of each kind: whether it may be stamped, and whether it is plain); a false alarm is allowed, its opposite is not
+LOOKS = {
+    "a write": (True, False),
+    "the base": (False, True),
+    "bytes that are magic's first": (False, True),
+    "zeroes": (False, False),
+    "torn": (True, False),
+    "torn from the base": (False, False),
+    "misdirected": (True, False),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_a_look_at_many_granules_sees_the_one_that_is_not_plain(kind):
+    may_be, plain = LOOKS[kind]
+    for at in (0, 31, 63):
+        data = base(0, at) + KINDS[kind](at) + base(at + 1, 63 - at)
+        assert (may_be_stamped(data), is_plain(data)) == (may_be, plain)
 
 
 TORN_GRANULES = {

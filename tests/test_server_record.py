@@ -6,10 +6,11 @@ Source:  impl/server/record.py; specs/history.schema.json.
 import itertools
 import json
 import subprocess
+import threading
 
 import pytest
 from json_schema import is_valid
-from servers import KIB, MIB, ROOT, SERVER, START_LIMIT_S
+from servers import KIB, MIB, ROOT, SERVER, START_LIMIT_S, eventually
 
 from check.history.format import load
 from impl.base.memory import BytesBase, MemoryBase
@@ -242,6 +243,53 @@ def test_what_is_done_later_is_noted_when_it_is_done(tmp_path):
     assert load(path).value[0] == (("base", GRANULE),)
 
 
+# The times of a batch, as they were noted: of two requests, whose threads may have been interrupted after they had
+# looked at the clock. And what the file has of the batch: (time, request, event).
+INTERRUPTED = {
+    (10, 30, 20, 99): [(10, 1, "invoke"), (20, 2, "invoke"), (30, 1, "ok"), (99, 2, "ok")],
+    # Later lines have been written: it was noted behind them, so it may stand there.
+    (100, 150, 90, 140): [(99, 4, "invoke"), (100, 3, "invoke"), (140, 4, "ok"), (150, 3, "ok")],
+    # Not all have as many digits.
+    (980, 1010, 990, 1020): [(980, 5, "invoke"), (990, 6, "invoke"), (1010, 5, "ok"), (1020, 6, "ok")],
+    (10010, 10020, 9990, 9995): [(9990, 8, "invoke"), (9995, 8, "ok"), (10010, 7, "invoke"), (10020, 7, "ok")],
+    # The first of a batch.
+    (10015, 10030, 10040, 10050): [(10020, 9, "invoke"), (10030, 9, "ok"), (10040, 10, "invoke"), (10050, 10, "ok")],
+}
+
+
+def test_lines_are_in_the_order_of_their_times_whoever_was_interrupted(tmp_path, monkeypatch):
+    path = tmp_path / "served.jsonl"
+    recording = Recording(str(path), BASE, BLOCK)
+    commands = RecordedCommands(Replying(itertools.repeat(DONE)), recording, "somebody")
+    for times in INTERRUPTED:
+        monkeypatch.setattr("impl.server.record.monotonic_ns", iter(times).__next__)
+        commands.start(asked(C.FLUSH))
+        commands.start(asked(C.FLUSH))
+        recording.write()
+    recording.close()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    told = [(line["t"], line["id"], line["event"]) for line in lines]
+    assert told == list(itertools.chain.from_iterable(INTERRUPTED.values()))
+
+
+def test_what_many_connections_note_at_once_is_a_history(tmp_path):
+    path = tmp_path / "served.jsonl"
+    recording = Recording(str(path), BASE, BLOCK)
+
+    def note(connection):
+        commands = RecordedCommands(Replying(itertools.repeat(DONE)), recording, "somebody")
+        for number in range(2000):
+            commands.start(write(connection * 10000 + number, 0, GRANULE))
+
+    threads = [threading.Thread(target=note, args=(connection,)) for connection in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    recording.close()
+    assert load(path).outcome == ["ok"] * 8000
+
+
 def test_without_a_recording_nothing_is_in_the_way():
     commands = object()
     assert recorded_if_wanted(commands, None, "somebody") is commands
@@ -296,3 +344,15 @@ def test_a_server_that_stops_has_noted_all_that_it_answered(serve, tmp_path):
     assert history.value[1] == (("w3.1", MIB),)
     assert history.value[5] == (("zero", 512), ("w3.1", 512))
     assert len(set(history.client)) == 2
+
+
+def test_a_server_that_is_killed_has_noted_what_was_answered_a_while_before(serve, tmp_path):
+    """So the file can be read while the server runs, too."""
+    path = tmp_path / "served.jsonl"
+    server = serve("pattern:4M", "--record", str(path))
+    with connect(server.uri) as client:
+        client.pwrite(0, stamped(1, 2, 3, 0, MIB))
+        eventually(lambda: path.read_bytes().count(b"\n") == 3, "a write and its answer in the file")
+        server.kill()
+    history = load(path, allow_truncated=True)
+    assert (history.value[0], history.outcome[0]) == ("w3.1", "ok")

@@ -8,8 +8,10 @@ Source:  specs/history.schema.json, of the lines.
 Shapes:  a request's invocation is noted before it is begun, its answer before that is sent. A request that the server
          refuses as it stops has its answer not noted: it stays without one, which says less.
 Units:   nanoseconds of CLOCK_MONOTONIC.
-Bounds:  some hundred KiB of lines wait to be written; then whoever notes one writes them.
-Locks:   `_lock` protects the lines and the file: what is noted is noted in the order of its times.
+Bounds:  less than a hundred KiB of lines wait to be written; then whoever notes an answer writes them.
+Locks:   none to note a line: what a list does by itself is whole, whatever other threads do. Who is interrupted between
+         a look at the clock and that appends a line that should stand before others: so whoever writes lines puts them
+         in order first. `_writing` is held by one who does that, `_lock` protects counts.
 Errors:  StartError when there is no such file to be had. One that cannot be written to any more is said once, in the
          log; the server serves on.
 Omits:   requests that are against the protocol, which change nothing; parts of granules at the ends of a request.
@@ -21,22 +23,42 @@ import json
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from time import monotonic_ns
 from typing import BinaryIO
 from zlib import crc32
 
 from impl.base.interface import Base
 from impl.errors import StartError
-from impl.history_tags import BASE, GRANULE, TORN, UNKNOWN, ZERO, Attribution, Run, is_zero, written
-from impl.nbd.constants import SIMPLE_REPLY_MAGIC, ChunkType, Command, CommandFlag
+from impl.history_tags import (
+    BASE,
+    GRANULE,
+    TORN,
+    UNKNOWN,
+    ZERO,
+    Attribution,
+    Run,
+    is_plain,
+    is_zero,
+    may_be_stamped,
+    written,
+)
+from impl.nbd.constants import (
+    SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
+    ChunkType,
+    Command,
+    CommandFlag,
+    ReplyFlag,
+)
 from impl.nbd.requests import Request
 from impl.nbd.wire import CHUNK, CHUNK_HOLE, SIMPLE_REPLY, Buffer
 from impl.server.commands import Commands, Later, Reply
 from impl.server.outbox import FileSlice
 from impl.server.request_log import LoggedCommands, outcome
 
-LINES_MAX = 2048
+BEGINNING = '{"t": '  # of each line but the header
+LINES_MAX = 512
 WRITE_EVERY_S = 0.5
 
 OPS: dict[int, str] = {
@@ -56,8 +78,10 @@ FLUSH = int(Command.FLUSH)
 OFFSET_DATA = int(ChunkType.OFFSET_DATA)
 OFFSET_HOLE = int(ChunkType.OFFSET_HOLE)
 PARTIAL = (WRITE, int(Command.TRIM), int(Command.WRITE_ZEROES))
-
-_RUN = '["%s", %d]'
+_DONE = SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, 0, 0)[:8]  # up to the cookie
+_ONE_CHUNK = CHUNK.pack(STRUCTURED_REPLY_MAGIC, ReplyFlag.DONE, ChunkType.OFFSET_DATA, 0, 0)[:8]
+# Of an offset and a length: what is not whole granules.
+REST = GRANULE - 1
 
 log = logging.getLogger("cowproof.server")
 
@@ -71,12 +95,14 @@ class Recording:
         self._base_is_zero = _is_zero(base)
         self._attribution = Attribution()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._lines: list[str] = []
         self._connections = 0
         self._strangers = 0
         # Somebody has written what has no stamp: only a flag that is set once, so that no lock is needed to look at it.
         self._has_strangers = False
         self._file: BinaryIO | None = _opened(path)
+        self._until_ns = 0  # the time of the last line in the file
         header = {
             "format": "cowproof-history",
             "version": 1,
@@ -87,32 +113,37 @@ class Recording:
             "trim_reads_zero": True,
             "base_is_zero": self._base_is_zero,
         }
-        self._lines.append(json.dumps(header) + "\n")
+        self._append(json.dumps(header) + "\n")
         self._closing = threading.Event()
         self._writer = threading.Thread(target=self._write_now_and_then, name="record", daemon=True)
         self._writer.start()
 
-    def connection(self, client: str) -> str:
-        """A name for one more connection."""
+    def told_client(self, client: str) -> str:
+        """A name for one more connection, as the middle of a line, up to where an id follows."""
         with self._lock:
             self._connections += 1
-            return f"{client} #{self._connections}"
+            name = f"{client} #{self._connections}"
+        return f', "client": {json.dumps(name)}, "id": '
 
     def invoked(self, client: str, id_: int, request: Request) -> None:
-        """A request is about to be begun."""
-        offset, length, whole = _granules(request)
-        rest = f', "op": "{OPS[request.command]}", "offset": {offset}, "length": {length}'
-        if request.command == WRITE:
-            rest += self._write_told(request, offset, whole)
-        elif not whole and request.command in PARTIAL:
+        """A request is about to be begun; `client` as `told_client` has it."""
+        command, flags, _, offset, length, payload, _, _ = request
+        rest = ""
+        is_whole = True
+        if (offset | length) & REST or command == FLUSH:
+            offset, length, is_whole = _granules(request)
+        if command == WRITE:
+            rest = self._write_told(payload, offset, is_whole)
+        elif not is_whole and command in PARTIAL:
             self._has_strangers = True
-        if request.flags:
-            rest += f', "flags": {json.dumps([name for flag, name in FLAGS if request.flags & flag])}'
-        self._note(client, id_, f'"invoke"{rest}')
+        if flags:
+            rest += f', "flags": {json.dumps([name for flag, name in FLAGS if flags & flag])}'
+        op = OPS[command]
+        told = f'{client}{id_}, "event": "invoke", "op": "{op}", "offset": {offset}, "length": {length}{rest}}}\n'
+        self._lines.append(f'{{"t": {monotonic_ns()}{told}')
 
-    def _write_told(self, request: Request, offset: int, whole: bool) -> str:
-        data = bytes(request.payload)
-        name = written(data, offset) if whole else None
+    def _write_told(self, data: Buffer, offset: int, is_whole: bool) -> str:
+        name = written(data, offset) if is_whole else None
         if name is not None:
             return f', "value": "{name}"'
         self._has_strangers = True
@@ -123,19 +154,45 @@ class Recording:
 
     def answered(self, client: str, id_: int, request: Request, reply: Reply) -> None:
         """A reply is about to be sent."""
-        said = outcome(reply)
-        if said != "ok":
-            self._note(client, id_, f'"error", "errno": "{said}"')
-        elif request.command == READ:
-            self._note(client, id_, f'"ok"{self._read_told(request, reply)}')
+        command, _, _, offset, length, _, _, _ = request
+        first = reply[0]
+        if command != READ:
+            is_done = isinstance(first, bytes) and first.startswith(_DONE)
+            told = f'{client}{id_}, "event": "ok"}}\n' if is_done else f"{client}{id_}, {_outcome_told(reply)}}}\n"
         else:
-            self._note(client, id_, '"ok"')
+            data = _only_data(reply, offset, length)
+            name = None if data is None else written(data, offset)
+            if name is not None:
+                told = f'{client}{id_}, "event": "ok", "value": [["{name}", {length}]]}}\n'
+            else:
+                told = f"{client}{id_}, {self._read_told(request, reply, data)}}}\n"
+        self._lines.append(f'{{"t": {monotonic_ns()}{told}')
+        if len(self._lines) >= LINES_MAX:
+            self.write()
 
-    def _read_told(self, request: Request, reply: Reply) -> str:
+    def _read_told(self, request: Request, reply: Reply, data: Buffer | None) -> str:
+        """Of a READ; `data` is all it was answered by, if that is so."""
+        if data is not None:
+            return self._data_told(data, request.offset)
+        return self._parts_told(request, reply) if outcome(reply) == "ok" else _outcome_told(reply)
+
+    def _data_told(self, data: Buffer, offset: int) -> str:
+        """What has not been written by one write."""
+        if self._has_strangers:
+            if not may_be_stamped(data):
+                return f'"event": "ok", "value": [["{UNKNOWN}", {len(data)}]], "digest": "{crc32(data):08x}"'
+        elif is_plain(data := bytes(data)):
+            return f'"event": "ok", "value": [["{BASE}", {len(data)}]]'
+        notes: list[str] = []
+        runs = self._of_bytes(bytes(data), offset, notes)
+        digest = crc32(data) if UNKNOWN in [who for who, _ in runs] else None
+        return _ok_told(runs, notes, digest)
+
+    def _parts_told(self, request: Request, reply: Reply) -> str:
         offset, length, _ = _granules(request)
         runs: list[Run] = []
         notes: list[str] = []
-        digest = 0
+        digest: int | None = None
         at = request.offset
         end_of_all = offset + length
         for part in _parts(reply):
@@ -153,13 +210,10 @@ class Recording:
                     data = bytes(part if whole else memoryview(part)[start - at : end - at])
                     found = self._of_bytes(data, start, notes)
                     if any([who == UNKNOWN for who, _ in found]):
-                        digest = crc32(data, digest)
+                        digest = crc32(data, digest or 0)
                     runs += found
             at += part_length
-        told = f', "value": {json.dumps(runs)}' if len(runs) > 1 else f', "value": [{_RUN % runs[0] if runs else ""}]'
-        if notes:
-            told += f', "notes": {json.dumps(notes)}'
-        return f'{told}, "digest": "{digest:08x}"' if digest else told
+        return _ok_told(runs, notes, digest)
 
     def _of_bytes(self, data: bytes, offset: int, notes: list[str]) -> list[Run]:
         """Who wrote these bytes, as far as that can be known."""
@@ -185,25 +239,48 @@ class Recording:
             return False
         return not any(is_zero(data[at : at + GRANULE]) for at in range(0, length, GRANULE))
 
-    def _note(self, client: str, id_: int, rest: str) -> None:
-        told = f', "client": {client}, "id": {id_}, "event": {rest}}}\n'
-        with self._lock:
-            self._lines.append(f'{{"t": {time.monotonic_ns()}{told}')
-            if len(self._lines) >= LINES_MAX:
-                self._write()
-
     def _write_now_and_then(self) -> None:
         while not self._closing.wait(WRITE_EVERY_S):
-            with self._lock:
-                self._write()
+            self.write()
 
-    def _write(self) -> None:
-        """The lock is held."""
-        lines, self._lines = self._lines, []
-        if self._file is None or not lines:
+    def write(self) -> None:
+        """Write what has been noted so far."""
+        with self._writing:
+            count = len(self._lines)
+            lines = self._lines[:count]
+            del self._lines[:count]
+            if not lines:
+                return
+            if not self._is_in_order(lines):
+                lines = self._in_order(lines)
+            self._until_ns = _time_of(lines[-1])
+            self._append("".join(lines))
+
+    def _is_in_order(self, lines: list[str]) -> bool:
+        """Texts are in the order of the times they begin with, where these have as many digits.
+
+        Where some of one batch have more, these come first as texts: then the first and the last are not as long.
+        """
+        first, last = lines[0], lines[-1]
+        return self._until_ns <= _time_of(first) and first.index(",") == last.index(",") and sorted(lines) == lines
+
+    def _in_order(self, lines: list[str]) -> list[str]:
+        """By their times; and one that was noted when later ones had been written has the time of the last of these.
+
+        When it was noted, that time had come; and its request was not begun, or was over, as it was at its own time.
+        """
+        until = self._until_ns
+        in_order = sorted(lines, key=_time_of)
+        return [
+            line if _time_of(line) >= until else f"{BEGINNING}{until}{line[line.index(',') :]}" for line in in_order
+        ]
+
+    def _append(self, text: str) -> None:
+        """To the file, as long as that can be written to."""
+        if self._file is None:
             return
         try:
-            self._file.write("".join(lines).encode())
+            self._file.write(text.encode())
         except OSError as error:
             log.error("%s: recording ends here: %s", self._path, error.strerror)
             self._file.close()
@@ -213,8 +290,8 @@ class Recording:
         """Write what is left; what is noted later is not kept."""
         self._closing.set()
         self._writer.join()
-        with self._lock:
-            self._write()
+        self.write()
+        with self._writing:
             if self._file is not None:
                 self._file.close()
                 self._file = None
@@ -233,7 +310,7 @@ class RecordedCommands:
     def __init__(self, commands: Commands | LoggedCommands, recording: Recording, client: str) -> None:
         self._commands = commands
         self._recording = recording
-        self._client = json.dumps(recording.connection(client))
+        self._client = recording.told_client(client)
         self._id = 0
 
     def start(self, request: Request) -> Reply | Later:
@@ -241,21 +318,27 @@ class RecordedCommands:
         if request.error:
             return self._commands.start(request)
         self._id += 1
-        self._recording.invoked(self._client, self._id, request)
-        return self._noted(self._id, request, self._commands.start(request))
+        id_ = self._id
+        self._recording.invoked(self._client, id_, request)
+        answer = self._commands.start(request)
+        if isinstance(answer, Later):
+            return self._noted_later(id_, answer)
+        self._recording.answered(self._client, id_, request, answer)
+        return answer
 
     def error(self, request: Request, code: int, message: str) -> Reply:
         """As Commands.error."""
         return self._commands.error(request, code, message)
 
-    def _noted(self, id_: int, request: Request, answer: Reply | Later) -> Reply | Later:
-        if isinstance(answer, Later):
-            return answer._replace(run=self._noting(id_, request, answer.run))
-        self._recording.answered(self._client, id_, request, answer)
-        return answer
+    def _noted_later(self, id_: int, later: Later) -> Later:
+        def run() -> Reply | Later:
+            answer = later.run()
+            if isinstance(answer, Later):
+                return self._noted_later(id_, answer)
+            self._recording.answered(self._client, id_, later.request, answer)
+            return answer
 
-    def _noting(self, id_: int, request: Request, run: Callable[[], Reply | Later]) -> Callable[[], Reply | Later]:
-        return lambda: self._noted(id_, request, run())
+        return Later(run, later.place, later.request, later.held_bytes, later.granted)
 
 
 def _opened(path: str) -> BinaryIO:
@@ -283,6 +366,35 @@ def _granules(request: Request) -> tuple[int, int, bool]:
         return 0, 0, True
     first, last = -(-offset // GRANULE) * GRANULE, end // GRANULE * GRANULE
     return (first, last - first, first == offset and last == end) if last > first else (0, 0, end == offset)
+
+
+def _time_of(line: str) -> int:
+    return int(line[len(BEGINNING) : line.index(",")])
+
+
+def _only_data(reply: Reply, offset: int, length: int) -> Buffer | None:
+    """All bytes that a READ of whole granules asked for, if the reply is these in one piece, as it mostly is."""
+    if len(reply) != 2 or (offset | length) & REST:
+        return None
+    header, data = reply
+    if not isinstance(header, bytes) or not header.startswith(_ONE_CHUNK) or isinstance(data, FileSlice):
+        return None
+    return data if len(data) == length else None
+
+
+def _ok_told(runs: Sequence[Run], notes: Sequence[str], digest: int | None) -> str:
+    """Of a read, what was read."""
+    value = ", ".join([f'["{who}", {length}]' for who, length in runs])
+    told = f'"event": "ok", "value": [{value}]'
+    if notes:
+        told += f', "notes": {json.dumps(notes)}'
+    return told if digest is None else f'{told}, "digest": "{digest:08x}"'
+
+
+def _outcome_told(reply: Reply) -> str:
+    """Of any other request, and of a READ that failed."""
+    said = outcome(reply)
+    return '"event": "ok"' if said == "ok" else f'"event": "error", "errno": "{said}"'
 
 
 def _parts(reply: Reply) -> Iterator[Buffer | FileSlice | int]:
