@@ -3,6 +3,7 @@
 A search that may be exponential asks its meter within its innermost loop, so that a limit holds to the step and not
 only between parts. When a limit is reached, the answer is "unknown", never one of the other two.
 
+Errors:  Spent, for those who do not want to ask at every turn.
 Units:   seconds of wall time; steps and entries as counts.
 Omits:   the space that one remembered configuration takes.
 """
@@ -14,6 +15,10 @@ from dataclasses import dataclass, field
 
 # The clock is read once in so many steps: reading it costs more than a step.
 STEPS_PER_LOOK = 64
+
+
+class Spent(Exception):
+    """A budget has run out, in the middle of something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,9 @@ Errors:  AssertionError for a certificate that does not prove its verdict: whoev
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import add, itemgetter, lt
 from typing import Any, Final
 
@@ -345,10 +345,11 @@ def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
     relevant = set(_relevant(history))
     for index in conflict.operations:
         assert index in relevant, f"request {history.id[index]} says nothing"
-    edges = _edges_of(history, conflict)
-    parts = _parts_of(history, conflict, edges)
     near = [at for at in relevant if history.offset[at] < end and start < history.offset[at] + history.length[at]]
-    at_first = [_first_value(history, conflict, parts, cell, edges, near) for cell in range(len(edges) - 1)]
+    edges = _edges_of(history, conflict, near)
+    parts = _parts_of(history, conflict, edges)
+    near_cell = _near_each_cell(history, conflict, parts, edges, near)
+    at_first = [_first_value(history, parts, cell, of_cell) for cell, of_cell in enumerate(near_cell)]
     parts.extend(
         _Part(-NEVER, NEVER, False, True, {cell: ZERO})
         for cell, value in enumerate(at_first)
@@ -356,12 +357,19 @@ def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
         for part in parts
         if part.is_read and part.values.get(cell) == ZERO
     )
-    assert not _has_order(parts, [value or BASE for value in at_first]), "the conflict has an order"
+    assert not _has_order(*_each_once(parts, [value or BASE for value in at_first])), "the conflict has an order"
 
 
-def _edges_of(history: History, conflict: Conflict) -> list[int]:
-    """Where anything named begins or ends, or changes its value."""
+def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int]:
+    """Where anything named begins or ends, or changes its value, or anything not named that may have to do with it.
+
+    That is zeroes; and, where trims promise nothing, all that changes anything.
+    """
     edges = {conflict.start, conflict.end}
+    for index in near:
+        op, is_zero = history.op[index], history.value[index] == ZERO
+        if op in ("zero", "trim") or (op == "write" and (is_zero or not history.trim_reads_zero)):
+            edges.update((history.offset[index], history.offset[index] + history.length[index]))
     for index in conflict.operations:
         at = history.offset[index]
         edges.update((at, at + history.length[index]))
@@ -409,16 +417,42 @@ def _read_at(history: History, index: int, byte: int) -> str:
     raise AssertionError(f"what read {history.id[index]} returned does not come to its length")
 
 
-def _first_value(
-    history: History, conflict: Conflict, parts: list[_Part], cell: int, edges: list[int], near: list[int]
-) -> str | None:
+def _near_each_cell(
+    history: History, conflict: Conflict, parts: list[_Part], edges: list[int], near: list[int]
+) -> list[list[int]]:
+    """By cell, the changes that are not named and may have to do with what was read there: who wrote it, and zeroes."""
+    wanted = {value for part in parts if part.is_read for value in part.values.values()}
+    named = set(conflict.operations)
+    found: list[list[int]] = [[] for _ in range(len(edges) - 1)]
+    for index in near:
+        if index in named or history.op[index] == "read":
+            continue
+        if history.op[index] == "write" and history.value[index] not in wanted:
+            continue
+        start, end = history.offset[index], history.offset[index] + history.length[index]
+        for cell in range(max(bisect_right(edges, start) - 1, 0), min(bisect_left(edges, end), len(found))):
+            found[cell].append(index)
+    return found
+
+
+def _each_once(parts: list[_Part], at_first: list[str]) -> tuple[list[_Part], list[str]]:
+    """The same, with one cell for all those on which the same was done: one speaks for all."""
+    cells: dict[tuple[object, ...], int] = {}
+    for cell, first in enumerate(at_first):
+        cells.setdefault((first, *[part.values.get(cell) for part in parts]), cell)
+    place = {cell: at for at, cell in enumerate(cells.values())}
+    fewer = [
+        replace(part, values={place[cell]: value for cell, value in part.values.items() if cell in place})
+        for part in parts
+    ]
+    return fewer, [at_first[cell] for cell in place]
+
+
+def _first_value(history: History, parts: list[_Part], cell: int, near: list[int]) -> str | None:
     """What a cell is taken to hold at first; None if its zeroes may come from anywhere.
 
     That every value read has its writer named is checked here too.
     """
-    named = set(conflict.operations)
-    near = [at for at in near if history.offset[at] < edges[cell + 1]]
-    near = [at for at in near if history.offset[at] + history.length[at] > edges[cell] and at not in named]
     here = [part for part in parts if cell in part.values]
     wanted = {part.values[cell] for part in here if part.is_read}
     for index in near:
@@ -436,7 +470,7 @@ def _first_value(
     times.extend(min([part.ret for part in of] + [max(part.call for part in of)]) for of in clusters.values())
     first, last = min(times), max(part.ret for part in zero_reads)
     for index in near:
-        if history.op[index] == "read" or _written(history, index) != ZERO:
+        if _written(history, index) != ZERO:
             continue
         ret = NEVER if history.outcome[index] == PENDING else history.ret[index]
         if ret < first:

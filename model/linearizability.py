@@ -20,7 +20,7 @@ Omits:   crashes: a history ends with the server it began with.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from model import whole, zones
 from model.budget import Budget, Meter
@@ -68,7 +68,9 @@ def decide(
         if end - first == 1:
             decided = zones.decide_cell(found.cells[first], found, history.base_is_zero)
         else:
-            decided = whole.decide_group(found, first, end, history.base_is_zero, meter)
+            within = work.within(first, end)
+            decided = whole.decide_group(found, first, end, history.base_is_zero, meter, within)
+        found.counts["steps"] = meter.steps
         if isinstance(decided, Refutation):
             return _refuted(history, level, found, (first, end), decided)
         if decided is None:
@@ -78,7 +80,6 @@ def decide(
         else:
             orders.append(_group_order(found, first, end, decided))
         work.add(first, end)
-    found.counts["steps"] = meter.steps
     if undecided:
         return Decision(UNKNOWN, level, None, undecided, found.counts)
     order = Order(found.edges, orders, found.unchecked)
@@ -106,9 +107,14 @@ class _Work:
         self._done += sum(map(_size, self._cells[first:end]))
         self._tell()
 
-    def _tell(self) -> None:
+    def within(self, first: int, end: int) -> Callable[[float], None]:
+        """To be told how much of one round of these cells is done, from 0 to 1."""
+        size = sum(map(_size, self._cells[first:end]))
+        return lambda part: self._tell(round(part * size))
+
+    def _tell(self, more: int = 0) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._total)
+            self._progress(self._done + more, self._total)
 
 
 def _size(cell: Cell) -> int:
@@ -126,6 +132,8 @@ def _group_order(found: Cut, first: int, end: int, parts: list[int]) -> GroupOrd
 
 def _refuted(history: History, level: Level, found: Cut, group: tuple[int, int], refutation: Refutation) -> Decision:
     first, behind = refutation.cells or group
+    if behind - first == 1:
+        refutation = _more_telling(refutation, found, found.cells[first], history.base_is_zero)
     start, end = found.edges[first], found.edges[behind]
     unit = unit_of(history, level)
     if unit is not None:
@@ -137,6 +145,18 @@ def _refuted(history: History, level: Level, found: Cut, group: tuple[int, int],
     except TooLarge as reason:
         return Decision(UNKNOWN, level, None, f"a conflict was found, but {reason}", found.counts)
     return Decision(NOT_LINEARIZABLE, level, conflict, _why_not(history, found, refutation, conflict), found.counts)
+
+
+def _more_telling(refutation: Refutation, found: Cut, cell: Cell, base_is_zero: bool) -> Refutation:
+    """The same without trims that promise nothing, if there are any: what was written after them says more.
+
+    Of a read that is checked at all there is such a write (`model/cells.py`), so that it is as wrong without the trim.
+    """
+    writes = [part for part in cell.writes if isinstance(found.names[part], str)]
+    if len(writes) == len(cell.writes):
+        return refutation
+    decided = zones.decide_cell(replace(cell, writes=writes), found, base_is_zero)
+    return decided if isinstance(decided, Refutation) else refutation
 
 
 # In words.

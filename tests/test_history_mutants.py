@@ -1,6 +1,6 @@
 """Checkers with one thing wrong each are caught: by the verifier, or by the search, which decides otherwise.
 
-Source:  model/zones.py, model/whole.py, model/cells.py and model/certificate.py, each with one piece of text replaced.
+Source:  the modules of `CHAIN`, each with one piece of text replaced.
 """
 
 import random
@@ -14,10 +14,25 @@ from servers import ROOT
 from test_history_certificates import CONFLICTS, HISTORY, STALE, WRONG_ORDERS
 
 import model
+from model.budget import Budget
 from model.history import LEVELS
 
+# One that would never end is ended.
+BUDGET = Budget(steps=5_000)
 # In the order in which they import each other.
-CHAIN = ("cells", "zones", "whole", "certificate", "linearizability")
+CHAIN = (
+    "cells",
+    "zones",
+    "timeline",
+    "clauses",
+    "group",
+    "schedule",
+    "mending",
+    "few",
+    "whole",
+    "certificate",
+    "linearizability",
+)
 
 MUTANTS = [  # (module, what stands there, what the mutant has)
     # Zones.
@@ -69,17 +84,51 @@ MUTANTS = [  # (module, what stands there, what the mutant has)
         "        if isinstance(decided, Refutation):\n            return replace",
         "        if False:\n            return replace",
     ),
-    ("whole", "found[number] = second if whose == number else best", "found[number] = best"),
-    ("whole", "f[by_f[where]] < limit", "f[by_f[where]] <= limit"),
-    ("whole", "write not in (other, NOBODY) and", "write != NOBODY and"),
-    ("whole", "        self._forget_what_may_be_left_out()\n", ""),
-    ("whole", "        if self.ret[part] < self.latest:\n            return False", ""),
-    ("whole", "self._read_fits(part) and self._keeps_optional(part)", "self._read_fits(part)"),
-    ("whole", "self._read_fits(part) and self._keeps_optional(part)", "self._keeps_optional(part)"),
-    ("whole", "return self.low_call, beyond, used, live", "return self.low_call, live"),
-    ("whole", "if there == at and cluster_there != number", "if cluster_there != number"),
-    ("whole", "later = after[write] & others", "later = others"),
-    ("whole", "if after[other] & members and", "if"),
+    ("timeline", "if call[operation] > earliest:", "if call[operation] >= earliest:"),
+    ("timeline", "if call[operation] > earliest:", "if False:"),
+    ("timeline", "for other in follows[operation]:", "for other in ():"),
+    ("timeline", "            if earlier in behind:", "            if False:"),
+    ("timeline", "                ret[operation] >= latest\n", "                True\n"),
+    ("timeline", "and found.isdisjoint(leads[operation])", ""),
+    ("timeline", "and not any(other in found for other, _ in after.get(operation, ()))", ""),
+    ("timeline", "self.changed_from = min(self.changed_from, first)", "pass"),
+    ("clauses", "if variable.level <= level:", "if False:"),
+    ("clauses", "*(self._variables[abs(other)].because for other in reason)", ""),
+    ("clauses", "if value > 0 or (value == 0 and unsettled):", "if value > 0:"),
+    ("clauses", "                    self.timeline.remove(earlier, later, literal)\n", "                    pass\n"),
+    ("clauses", "self._unsure += variable.clauses[literal < 0]", "pass"),
+    ("clauses", "clause = (-last, *others)", "clause = (-last,)"),
+    ("mending", "            if read == other or start >= end or seen is None:\n                continue", ""),
+    ("mending", "                pairs.append((read, other))", "                pass"),
+    ("mending", "if is_value else [(other, write)]", "if False else [(other, write)]"),
+    ("mending", "group.ret[zero] >= since", "group.ret[zero] > since"),
+    ("mending", "bisect_left(self.latest[at], since)", "bisect_right(self.latest[at], since)"),
+    ("mending", "bisect_right(writes, until", "bisect_left(writes, until"),
+    ("mending", "[*behind, (zero, read)]", "[(zero, read)]"),
+    ("mending", "[*behind, (zero, read)]", "behind"),
+    ("mending", "literals.append((place[read] - place[held], -self._pair(held, read)))", "pass"),
+    ("mending", "changed = counted ^ self.counted", "changed = set()"),
+    ("mending", "self.choices.require([-self.sources[about], self._has_happened(zero)], (zero,))", "pass"),
+    ("mending", "literals = [-self._has_happened(zero)]", "literals = []"),
+    ("mending", "self._source(zero, wanted, ANYTHING, [(zero, wanted)])", "-self._has_happened(zero)"),
+    (
+        "mending",
+        "return [operation for operation in self.timeline.order if self._counts(operation)]",
+        "return self.timeline.order",
+    ),
+    ("group", "part in found.optional and part not in wanted", "part in found.optional"),
+    ("group", "part in found.optional and part not in wanted", "False"),
+    ("group", "            group.optional.add(operation)\n    zero_reads", "            pass\n    zero_reads"),
+    ("group", "base_is_zero or at in zero_at_first", "base_is_zero"),
+    ("group", "            _make_up(group, at)", "            pass"),
+    ("group", "            seen.extend([ANYTHING] * (at - behind[operation]))\n", ""),
+    ("few", "                    there.add(readers[0])", "                    pass"),
+    (
+        "few",
+        "            there.update([group.parts[write] for write in group.writers[number[part]]])",
+        "            pass",
+    ),
+    ("few", "                    free.add(len(cells))", "                    pass"),
 ]
 
 
@@ -139,6 +188,132 @@ RARE = [
         ("read", 0, 2, 1, 8, (("b", 1), ("base", 1))),
     ),
 ]
+# The same of whole requests: what keeps the order busy. (Options, rows.)
+HARD = [
+    (
+        {},
+        ("read", 2, 1, 1, 1, "zero"),
+        ("read", 0, 3, 0, 0, "base"),
+        ("zero", 0, 1, 0, 1, None, "pending"),
+        ("read", 2, 1, 0, 1, "w6"),
+        ("read", 0, 1, 0, 0, "zero"),
+        ("write", 1, 2, 0, 1, "w6", "EIO"),
+        ("zero", 2, 1, 0, 1, None, "pending"),
+        ("read", 2, 1, 0, 0, "base"),
+        ("write", 2, 1, 0, 0, "w9"),
+    ),
+    (
+        {"base_is_zero": True},
+        ("read", 3, 3, 1, 2, (("zero", 2), ("w5", 1))),
+        ("write", 1, 5, 0, 1, "w4"),
+        ("write", 5, 1, 0, 1, "w5"),
+        ("write", 2, 2, 0, 2, "w8"),
+        ("read", 3, 3, 1, 2, (("w8", 1), ("w4", 2))),
+    ),
+    (
+        {},
+        ("read", 4, 2, 1, 2, "zero"),
+        ("write", 2, 2, 0, 2, "w4"),
+        ("trim", 3, 3, 1, 2, None),
+        ("write", 3, 3, 0, 1, "w9"),
+        ("read", 2, 4, 2, 2, (("w4", 1), ("zero", 3))),
+    ),
+    (
+        {"base_is_zero": True},
+        ("write", 4, 2, 0, 1, "w1"),
+        ("read", 4, 2, 0, 1, (("w1", 1), ("zero", 1))),
+        ("zero", 4, 2, 1, 1, None, "pending"),
+        ("read", 2, 2, 1, 1, (("zero", 1), ("w7", 1))),
+        ("zero", 5, 1, 1, 1, None),
+        ("write", 3, 3, 0, 0, "w7"),
+        ("write", 5, 1, 0, 1, "w8"),
+    ),
+    (
+        {"base_is_zero": True},
+        ("read", 0, 2, 11, 13, (("w12", 1), ("w3", 1))),
+        ("read", 1, 2, 9, 14, (("w3", 1), ("w11", 1))),
+        ("write", 1, 1, 3, 15, "w3", "EIO"),
+        ("write", 1, 2, 16, 18, "w7"),
+        ("write", 0, 3, 0, 19, "w11", "pending"),
+        ("write", 0, 2, 5, 6, "w12", "EIO"),
+        ("read", 1, 2, 9, 18, (("w7", 1), ("w11", 1))),
+    ),
+    (
+        {},
+        ("read", 3, 2, 0, 4, (("w11", 1), ("zero", 1))),
+        ("trim", 2, 3, 1, 4, None),
+        ("trim", 1, 1, 1, 2, None),
+        ("write", 3, 1, 2, 2, "w11"),
+        ("zero", 2, 3, 3, 3, None),
+    ),
+    (
+        {},
+        ("zero", 0, 1, 7, 8, None),
+        ("write", 3, 1, 2, 12, "w1"),
+        ("write", 0, 3, 5, 14, "w3"),
+        ("read", 2, 3, 10, 15, (("w3", 1), ("w1", 1), ("base", 1))),
+        ("read", 0, 4, 13, 16, (("zero", 1), ("w3", 2), ("w1", 1))),
+    ),
+    (
+        {},
+        ("read", 3, 1, 3, 4, "w10"),
+        ("trim", 1, 4, 0, 2, None, "pending"),
+        ("read", 0, 5, 1, 2, (("base", 1), ("zero", 4))),
+        ("write", 2, 3, 2, 3, "w10"),
+    ),
+    (
+        {},
+        ("trim", 0, 1, 5, 7, None, "EIO"),
+        ("write", 1, 1, 5, 8, "w3"),
+        ("trim", 0, 2, 9, 14, None, "pending"),
+        ("read", 0, 2, 6, 10, (("zero", 1), ("w3", 1))),
+        ("read", 0, 1, 9, 15, "base"),
+    ),
+    (
+        {"trim_reads_zero": False},
+        ("read", 0, 3, 2, 2, (("base", 1), ("w8", 1), ("zero", 1))),
+        ("read", 1, 2, 0, 1, (("w8", 1), ("zero", 1))),
+        ("write", 3, 1, 1, 1, "w5"),
+        ("read", 0, 4, 0, 2, (("base", 1), ("w8", 1), ("zero", 1), ("w5", 1))),
+        ("write", 1, 4, 0, 2, "w8"),
+        ("zero", 2, 3, 0, 0, None, "pending"),
+    ),
+    (
+        {},
+        ("trim", 1, 4, 3, 17, None),
+        ("read", 2, 3, 12, 14, (("zero", 1), ("w10", 1), ("zero", 1))),
+        ("read", 0, 5, 8, 18, (("zero", 1), ("w10", 3), ("zero", 1))),
+        ("write", 1, 3, 9, 14, "w10", "pending"),
+        ("trim", 0, 2, 2, 2, None),
+    ),
+    (
+        {"trim_reads_zero": False},
+        ("write", 3, 2, 0, 0, "w3", "pending"),
+        ("read", 0, 6, 0, 2, (("base", 3), ("w3", 2), ("base", 1))),
+        ("trim", 1, 2, 0, 1, None),
+    ),
+    (
+        {},
+        ("write", 2, 2, 1, 1, "w1"),
+        ("write", 2, 2, 1, 1, "w2"),
+        ("zero", 3, 1, 1, 1, None, "EIO"),
+        ("write", 2, 2, 0, 0, "w6"),
+        ("write", 1, 3, 0, 0, "w8", "pending"),
+        ("zero", 3, 1, 0, 0),
+        ("read", 2, 2, 1, 1, (("w2", 1), ("zero", 1))),
+        ("read", 2, 2, 0, 1, (("w8", 1), ("zero", 1))),
+    ),
+    (
+        {},
+        ("read", 4, 1, 3, 4, "w4"),
+        ("zero", 1, 3, 1, 4),
+        ("write", 1, 3, 4, 5, "w2"),
+        ("read", 3, 2, 4, 4, (("zero", 1), ("w4", 1))),
+        ("write", 3, 2, 3, 3, "w4", "EIO"),
+        ("read", 3, 2, 0, 5, (("w2", 1), ("base", 1))),
+        ("trim", 1, 1, 2, 3),
+    ),
+]
 UNPROMISED = [("trim", 0, 1, 2, 3), ("write", 0, 1, 3, 4, "b"), ("read", 0, 1, 5, 6, "?")]
 
 
@@ -153,6 +328,8 @@ def corpus():
     ]
     for base_is_zero, *rows in RARE:
         histories += [(history_of(*rows, base_is_zero=base_is_zero), level) for level in LEVELS]
+    for options, *rows in HARD:
+        histories += [(history_of(*rows, size=6, **options), level) for level in LEVELS]
     histories.append((history_of(*UNPROMISED, trim_reads_zero=False), "sector"))
     numbers = random.Random(20)
     for at in range(3000):
@@ -196,7 +373,7 @@ def is_caught(decide):
     """Whether some history of the corpus is decided wrongly, or not at all."""
     for history, level, verdict in corpus():
         try:
-            if decide(history, level).verdict != verdict:
+            if decide(history, level, BUDGET).verdict != verdict:
                 return True
         except (AssertionError, LookupError, TypeError, ValueError):
             return True
