@@ -27,6 +27,8 @@ pytestmark = [pytest.mark.linearizability, pytest.mark.timeout(0)]
 BASE = "pattern:64M?seed=3"
 SLOW = f"{BASE}&latency=2ms&jitter=20ms"
 MUTANT = [sys.executable, str(ROOT / "tests" / "mutant_server.py")]
+# Requests in flight on each of six connections.
+DEPTH = 4
 RUNS_MAX = 10
 BUDGET = Budget(seconds=30)
 
@@ -38,7 +40,7 @@ def recorded(request, tmp_path):
 
     def run(uri, **recipe):
         path = tmp_path / "seen.jsonl"
-        record(Recipe(uri, **{"seconds": seconds, "base": BASE, **recipe}), path)
+        record(Recipe(uri, **{"seconds": seconds, "base": BASE, "depth": DEPTH, **recipe}), path)
         return load(path)
 
     return run
@@ -72,7 +74,7 @@ RUNS = {
     ),
     "an overlay in memory": (("--overlay", "memory"), {"moment_s": 0.02}),
     "small blocks": (("--cow-block-size", "4K", "--cow-on-read", "on"), {"block_size": 4096, "moment_s": 0.01}),
-    "one block for all": ((), {"size": 65536, "depth": 1}),
+    "one block for all": ((), {"size": 65536}),
 }
 
 
