@@ -68,7 +68,7 @@ class Timeline:
             if earlier in behind:
                 return self._cycle(behind, earlier, later)
             between = self.order[first : last + 1]
-            before = self._in_front(earlier, first, last)
+            before = self._in_front(earlier, first, last) if len(behind) > 1 else behind
             if len(before) < len(behind):
                 between = [at for at in between if at in before] + [at for at in between if at not in before]
             else:
@@ -121,13 +121,12 @@ class Timeline:
         for where in range(last - 1, first - 1, -1):
             operation = self.order[where]
             if (
-                ret[operation] >= latest
-                and found.isdisjoint(leads[operation])
-                and not any(other in found for other, _ in after.get(operation, ()))
+                ret[operation] < latest
+                or not found.isdisjoint(leads[operation])
+                or (operation in after and not found.isdisjoint([other for other, _ in after[operation]]))
             ):
-                continue
-            found.add(operation)
-            latest = max(latest, call[operation])
+                found.add(operation)
+                latest = max(latest, call[operation])
         return found
 
     def _cycle(self, behind: dict[int, tuple[int, int]], earlier: int, later: int) -> Cycle:
