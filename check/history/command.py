@@ -34,6 +34,7 @@ STATUS = {Verdict.LINEARIZABLE: 0, Verdict.NOT_LINEARIZABLE: 1, Verdict.UNKNOWN:
 
 LEVELS_BASE = "pattern:64M?seed=3"
 LEVELS_SLOW_BASE = f"{LEVELS_BASE}&latency=2ms&jitter=20ms"
+LEVELS_DEPTH = 4
 
 SHOW_EVERY_S = 0.1
 SECONDS_MAX = 86_400.0
@@ -70,7 +71,7 @@ RECORD_HELP = """Record a history of any NBD server, at URI, by writing to what 
 
 Several processes of clients read and write the same few blocks at the same time, with every kind of request that the
 server offers. Now and then all of them stop, and what they touched is read back. All the device may be overwritten,
-up to --size. The more requests are in flight at once, the harder it is to decide whether whole requests are atomic.
+up to --size.
 
 \b
 Exit status:
@@ -218,14 +219,14 @@ def record_(
 @click.option("-o", "--output", metavar="FILE", help="Where to; else on standard output.")
 @click.option("--only", "names", multiple=True, type=click.Choice(list(PEERS)), help="This server; repeatable.")
 @click.option("--runs", type=click.IntRange(1, 1000), default=3, metavar="N", help="Of each; default 3.")
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, metavar="S", help="Of each run; default 5.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=3.0, metavar="S", help="Of each run; default 3.")
 @click.option(
     "--budget-s", type=click.FloatRange(0, SECONDS_MAX), default=60.0, metavar="S", help="Of each verdict; 60."
 )
 def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, budget_s: float) -> None:
     """Record servers one by one, and print the page."""
     signal.signal(signal.SIGTERM, _leave)
-    recipe = Recipe(uri="", seconds=seconds, base=LEVELS_BASE)
+    recipe = Recipe(uri="", seconds=seconds, base=LEVELS_BASE, depth=LEVELS_DEPTH)
     results: dict[str, Kept | str] = {}
     for name in names or PEERS:
         try:
@@ -236,8 +237,8 @@ def levels(output: str | None, names: Sequence[str], runs: int, seconds: float, 
             click.echo(f"{name}: {error}", err=True)
             results[name] = str(error)
     how = (
-        f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with 2 requests in flight on each; "
-        "`nbd-server -c` by one with 32."
+        f"Each was recorded {runs} times, for {seconds:g} s, by 6 connections with {LEVELS_DEPTH} requests in flight "
+        "on each; `nbd-server -c` by one with 32."
     )
     text = "\n".join(page(results, versions(), how)) + "\n"
     if output is None:

@@ -271,9 +271,10 @@ level that explains all runs. Of cowproof, trims have to read as zeroes; of the 
 server kept a level in these runs is no promise of its own; that it did not is a fact, and the requests that show it
 stand below. NBD itself promises nothing about requests that overlap.
 
-Such short runs meet what is frequent: a server may keep a level in one and lose it in the next. In longer ones, and in
-others as long, qemu-nbd lost single sectors as well, and nbd-server -c kept now more and now less. `--runs` and
-`--seconds` ask for more.
+Runs of seconds meet what is frequent: a server may keep a level in one and lose it in the next. `--runs` and
+`--seconds` ask for more. What nbdkit and qemu-nbd lose has pages of its own, in [races](races/README.md). nbd-server
+copies a sector while another of its processes writes to the same page of the same file, which Linux allows to be seen
+half done.
 
 {versions}. {how}
 
