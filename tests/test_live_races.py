@@ -1,10 +1,11 @@
-"""`cowproof races`: nbdkit does lose writes, cowproof does not, and the verdict can tell one from the other.
+"""`cowproof races`: nbdkit and qemu-nbd do lose writes, cowproof does not, and the verdict can tell these apart.
 
 Source:  design notes, section 7; the command's own help for the exit statuses.
 """
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from servers import END_LIMIT_S, ROOT, START_LIMIT_S, eventually, need
 
 import impl.cli
-from check.live import servers
+from check.live import play, servers
 from check.live.command import NOT_SHOWN, SHOWN, VIOLATED, demonstrate, main, private_folder, races, status_of
 from check.live.play import Outcome, Trial, conclude, try_out
 from check.live.programs import BLOCK_BYTES, NAMES, RACES, Source, base_block, device_before, masked, request_of
@@ -33,6 +34,7 @@ from check.live.verdict import (
 )
 from impl.errors import StartError
 from impl.server.command import serve
+from model.device import Zero
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,6 +95,10 @@ OUTCOMES = [  # race, what is read afterwards, the verdict, how many bytes no or
     ("copy-on-read-elsewhere", [(WHOLE, "B")], Verdict.LOST, WHOLE - 4096),
     ("copy-on-cache", [(WHOLE, "B")], Verdict.HOLDS, 0),
     ("copy-on-cache", [(WHOLE, "base")], Verdict.LOST, WHOLE),
+    ("part-beside-zero", [(WHOLE, "zeroes")], Verdict.HOLDS, 0),
+    ("part-beside-zero", [(4096, "zeroes"), (512, "A"), (60928, "zeroes")], Verdict.HOLDS, 0),
+    ("part-beside-zero", [(4096, "base"), (512, "A"), (60928, "base")], Verdict.LOST, COMES_BACK),
+    ("part-beside-zero", [(4096, "zeroes"), (256, "A"), (61184, "zeroes")], Verdict.TORN, 0),
 ]
 
 
@@ -167,7 +173,8 @@ def test_of_tries_that_hold_the_one_is_shown_in_which_b_overtook_a():
     assert (trial.tries, trial.met, trial.b_was_first) == (3, 3, 1)
 
 
-STATUSES = [  # (what nbdkit did, what cowproof did) in each race, and the exit status
+NOT_TRIED = None
+STATUSES = [  # (what the other server did, what cowproof did) in each race, and the exit status
     ([(Verdict.LOST, Verdict.HOLDS)] * 2, SHOWN),
     ([(Verdict.LOST, Verdict.HOLDS), (Verdict.HOLDS, Verdict.HOLDS)], NOT_SHOWN),
     ([(Verdict.TORN, Verdict.HOLDS)], NOT_SHOWN),
@@ -176,14 +183,23 @@ STATUSES = [  # (what nbdkit did, what cowproof did) in each race, and the exit 
     ([(Verdict.LOST, Verdict.LOST), (Verdict.LOST, Verdict.HOLDS)], VIOLATED),
     ([(Verdict.LOST, Verdict.TORN)], VIOLATED),
     ([(Verdict.HOLDS, Verdict.LOST)], VIOLATED),
+    ([(Verdict.LOST, Verdict.HOLDS), NOT_TRIED], NOT_SHOWN),
+    ([(Verdict.LOST, Verdict.LOST), NOT_TRIED], VIOLATED),
+    ([NOT_TRIED], NOT_SHOWN),
     ([], NOT_SHOWN),
 ]
 
 
 @pytest.mark.parametrize(("pairs", "status"), STATUSES)
 def test_the_exit_status_is_0_only_if_all_has_been_shown(pairs, status):
-    results = [Result(RACES[0], {"nbdkit": trial(nbdkit), "cowproof": trial(cowproof)}) for nbdkit, cowproof in pairs]
-    assert status_of(results) == status
+    assert status_of([result(pair) for pair in pairs]) == status
+
+
+def result(pair):
+    if pair is NOT_TRIED:
+        return Result(RACES[0], {}, missing="nbdkit is not installed")
+    other, ours = pair
+    return Result(RACES[0], {"nbdkit": trial(other), "cowproof": trial(ours)})
 
 
 def trial(verdict):
@@ -197,14 +213,15 @@ def trial(verdict):
 def shown():
     """All races, once."""
     need("nbdkit", package="nbdkit")
+    need("qemu-nbd", package="qemu-utils")
     done = command("--json", "--tries", str(TRIES))
     assert done.returncode == SHOWN, done.stdout + done.stderr
     return json.loads(done.stdout), done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nbdkit_loses_a_write_that_it_has_acknowledged(shown, name):
-    found = next(race["nbdkit"] for race in shown[0]["races"] if race["name"] == name)
+def test_the_other_server_loses_a_write_that_it_has_acknowledged(shown, name):
+    found = next(race[race["other"]] for race in shown[0]["races"] if race["name"] == name)
     assert found["verdict"] == "lost"
     assert found["lost_bytes"] > 0
     assert not {run["source"] for run in found["read_back"]} & {"b", "zeroes"}, "of what B did nothing is left"
@@ -223,8 +240,9 @@ def test_cowproof_loses_none_over_a_base_of_the_same_latency(shown, name):
 
 def test_progress_goes_to_standard_error_so_that_json_can_be_read(shown):
     told, progress = shown
-    assert told["nbdkit"].startswith("nbdkit ")
-    assert all(f"{name}: {server}" in progress for name in NAMES for server in ("nbdkit", "cowproof"))
+    assert all(version.startswith(f"{server} ") for server, version in told["versions"].items())
+    assert list(told["versions"]) == ["nbdkit", "qemu-nbd"]
+    assert all(f"{race.name}: {server}" in progress for race in RACES for server in (race.other, "cowproof"))
 
 
 def test_one_race_is_told_in_two_columns(capsys):
@@ -249,11 +267,12 @@ def test_a_server_that_does_lose_writes_in_the_place_of_cowproof_is_a_violation(
 
 def test_a_server_that_loses_nothing_in_the_place_of_nbdkit_leaves_the_matter_open(monkeypatch, capsys):
     monkeypatch.setitem(servers.SERVERS, "nbdkit", servers.cowproof)
-    monkeypatch.setattr(servers, "nbdkit_version", lambda: "another nbdkit")
+    monkeypatch.setattr(servers, "path_of", lambda program: program)
+    monkeypatch.setattr(servers, "version_of", lambda program: f"{program} 0.0")
     assert demonstrate([BY_NAME["copy-on-cache"]], 2, is_json=False) == NOT_SHOWN
     told = capsys.readouterr().out
     assert "lost nothing in 2" in told
-    assert "This shows nothing" in told
+    assert "Not all has been shown" in told
 
 
 def test_a_request_that_is_refused_shows_nothing():
@@ -265,11 +284,78 @@ def test_a_request_that_is_refused_shows_nothing():
 # The command
 
 
-def test_without_nbdkit_one_line_says_what_to_install(tmp_path):
-    done = command(PATH=str(tmp_path))
-    assert (done.returncode, done.stdout) == (NOT_SHOWN, "")
-    assert done.stderr.count("\n") == 1
-    assert "sudo apt-get install nbdkit" in done.stderr
+NOTHING_TO_SHOW_IT_ON = [  # arguments, and all that is said
+    ([], "nbdkit and qemu-nbd are not installed; on Debian: sudo apt-get install nbdkit qemu-utils"),
+    (["--only", "copy-on-read"], "nbdkit is not installed; on Debian: sudo apt-get install nbdkit"),
+    (["--only", "part-beside-zero"], "qemu-nbd is not installed; on Debian: sudo apt-get install qemu-utils"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), NOTHING_TO_SHOW_IT_ON)
+def test_without_the_other_servers_one_line_says_what_to_install(arguments, said, tmp_path):
+    done = command(*arguments, PATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (NOT_SHOWN, "", f"cowproof: {said}\n")
+
+
+MISSING = [  # the program that is, a race that is shown on it, and one that is not
+    ("qemu-nbd", "part-beside-zero", "copy-on-cache"),
+    ("nbdkit", "part-beside-whole", "part-beside-zero"),
+]
+
+
+@pytest.mark.parametrize(("program", "left_out", "tried"), MISSING)
+def test_without_one_of_them_the_races_of_the_other_are_shown(program, left_out, tried, monkeypatch, capsys):
+    need(BY_NAME[tried].other, package=servers.PACKAGES[BY_NAME[tried].other])
+    monkeypatch.setattr(servers, "path_of", without(program, servers.path_of))
+    assert demonstrate([BY_NAME[left_out], BY_NAME[tried]], TRIES, is_json=False) == NOT_SHOWN
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  not tried: {servers.missing([program])}" in lines
+    assert [line.split(maxsplit=1) for line in lines if line.startswith(f"  {left_out} ")] == [
+        [left_out, f"{'not tried':<30}not tried"]
+    ]
+    assert any(line.startswith(f"  {tried} ") and f"holds in {TRIES} of {TRIES}" in line for line in lines)
+
+
+@pytest.mark.parametrize(("program", "left_out", "tried"), MISSING)
+def test_programs_are_told_which_races_are_left_out(program, left_out, tried, monkeypatch, capsys):
+    need(BY_NAME[tried].other, package=servers.PACKAGES[BY_NAME[tried].other])
+    monkeypatch.setattr(servers, "path_of", without(program, servers.path_of))
+    assert demonstrate([BY_NAME[left_out], BY_NAME[tried]], TRIES, is_json=True) == NOT_SHOWN
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["versions"]) == [BY_NAME[tried].other]
+    assert told["races"][0]["missing"] == servers.missing([program])
+    assert "cowproof" not in told["races"][0], "with nothing to compare it with, it is not tried either"
+    assert "missing" not in told["races"][1]
+
+
+def without(missing, path_of):
+    """Where programs are, on a machine that lacks one of them."""
+    return lambda program: None if program == missing else path_of(program)
+
+
+@pytest.mark.parametrize("no_hole", [False, True])
+def test_qemu_nbd_loses_zeroes_whether_or_not_they_may_be_holes(no_hole, monkeypatch):
+    need("qemu-nbd", package="qemu-utils")
+    race = BY_NAME["part-beside-zero"]
+
+    def with_no_hole(action, base, source):
+        request = request_of(action, base, source)
+        return replace(request, no_hole=no_hole) if isinstance(request, Zero) else request
+
+    monkeypatch.setattr(play, "request_of", with_no_hole)
+    with private_folder() as folder:
+        tried = try_out(race, servers.qemu_nbd, TRIES, folder, lambda number: None)
+    assert tried.verdict is Verdict.LOST
+
+
+def test_a_qemu_nbd_that_does_not_start_is_quoted_in_one_line(tmp_path):
+    need("qemu-img", package="qemu-utils")
+    fake = tmp_path / "qemu-nbd"
+    fake.write_text('#!/bin/sh\n[ "$1" = --version ] && exec echo qemu-nbd 0.0\necho "no cow today" >&2\nexit 9\n')
+    fake.chmod(0o755)
+    done = command("--only", "part-beside-zero", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == NOT_SHOWN
+    assert done.stderr.splitlines()[-1] == "cowproof: qemu-nbd ended with status 9: no cow today"
 
 
 def test_an_nbdkit_that_does_not_start_is_quoted_in_one_line(tmp_path):
@@ -329,6 +415,36 @@ def test_a_race_that_is_shown_live_has_a_page_that_shows_it(race):
     assert f"  {race.a}\n" in page
     assert f"  {race.b}\n" in page
     assert race.commit.split(",")[0] in page
+
+
+ON_QEMU = ROOT / "docs" / "races" / "part-beside-zero.md"
+CONSOLES = re.findall(r"^```console\n(.*?)^```$", ON_QEMU.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("console", CONSOLES, ids=["data", "metadata"])
+def test_what_a_page_shows_of_qemu_io_is_what_happens(console, tmp_path):
+    need("qemu-io", package="qemu-utils")
+    for asked in re.split(r"^\$ ", console.replace("\\\n", " "), flags=re.MULTILINE)[1:]:
+        typed, *told = asked.splitlines()
+        done = subprocess.run(
+            typed,
+            shell=True,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        end = told.index("...") if "..." in told else None
+        assert done.stdout.splitlines()[:end] == told[:end], typed
+
+
+def test_the_page_shows_what_becomes_of_data_and_of_metadata():
+    assert [("break cow_read" in console, "refcount=0" in console) for console in CONSOLES] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 # The installed command finds it

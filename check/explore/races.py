@@ -4,6 +4,7 @@
 
 Source:  the algorithms of `specs/subjects`, which say where they are from.
 Shapes:  a page is written by hand, but for what stands between the two MARKS.
+Omits:   qemu's race, `part-beside-zero`: qcow2 is not written down there, and it is shown live only.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ Omits:   nbd-server's base is a file, not slow: it has no other. Its copies on w
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,18 @@ from pathlib import Path
 from check.history.format import load
 from check.history.record import Recipe, record
 from check.history.show import conflict_lines
-from check.live.servers import COWPROOF, END_LIMIT_S, POLL_S, START_LIMIT_S, end_process, listening, uri_of
+from check.live.servers import (
+    COWPROOF,
+    END_LIMIT_S,
+    POLL_S,
+    START_LIMIT_S,
+    find,
+    listening,
+    listening_qemu_nbd,
+    path_of,
+    serving_base,
+    uri_of,
+)
 from impl.base.open import open_base
 from impl.client import connect
 from impl.errors import StartError
@@ -52,21 +62,6 @@ class Peer:
     recipe: Mapping[str, object] = field(default_factory=dict)
 
 
-def _installed(program: str, package: str) -> str:
-    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if found is None:
-        raise StartError(f"{program} is not installed; on Debian: sudo apt-get install {package}")
-    return found
-
-
-@contextmanager
-def _slow(base: str, folder: Path) -> Iterator[Path]:
-    """A socket where the base is served, only to be read."""
-    path = folder / "base"
-    with listening([*COWPROOF, "-r", base], path):
-        yield path
-
-
 def _cowproof(*options: str) -> Start:
     @contextmanager
     def start(base: str, folder: Path) -> Iterator[str]:
@@ -80,8 +75,11 @@ def _cowproof(*options: str) -> Start:
 def _nbdkit(*options: str) -> Start:
     @contextmanager
     def start(base: str, folder: Path) -> Iterator[str]:
-        nbdkit, path = _installed("nbdkit", "nbdkit"), folder / "peer"
-        with _slow(base, folder) as slow, listening([nbdkit, "--filter=cow", "nbd", f"socket={slow}", *options], path):
+        nbdkit, path = find("nbdkit"), folder / "peer"
+        with (
+            serving_base(base, folder) as slow,
+            listening([nbdkit, "--filter=cow", "nbd", f"socket={slow}", *options], path),
+        ):
             yield uri_of(path)
 
     return start
@@ -89,22 +87,15 @@ def _nbdkit(*options: str) -> Start:
 
 @contextmanager
 def _qemu_nbd(base: str, folder: Path) -> Iterator[str]:
-    qemu_nbd, qemu_img = _installed("qemu-nbd", "qemu-utils"), _installed("qemu-img", "qemu-utils")
-    path, overlay = folder / "peer", folder / "overlay.qcow2"
-    with _slow(base, folder) as slow:
-        _run([qemu_img, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", uri_of(slow), str(overlay)])
-        command = [qemu_nbd, "-f", "qcow2", "-k", str(path), "-e", "64", "-t", "--discard=unmap", str(overlay)]
-        try:
-            with _process(command, uri_of(path), folder):
-                yield uri_of(path)
-        finally:
-            overlay.unlink(missing_ok=True)
+    options = ["-e", "64", "-t", "--discard=unmap"]
+    with serving_base(base, folder) as slow, listening_qemu_nbd(slow, folder, options) as path:
+        yield uri_of(path)
 
 
 def _nbd_server(copy_on_write: bool) -> Start:
     @contextmanager
     def start(base: str, folder: Path) -> Iterator[str]:
-        program, path, image = _installed("nbd-server", "nbd-server"), folder / "peer", folder / "image"
+        program, path, image = find("nbd-server"), folder / "peer", folder / "image"
         opened = open_base(base)
         image.write_bytes(opened.pread(0, opened.size))
         opened.close()
@@ -152,25 +143,6 @@ def serving(peer: Peer, base: str, folder: Path) -> Iterator[str]:
         yield uri
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False)
-    if done.returncode:
-        raise StartError(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
-
-
-@contextmanager
-def _process(command: Sequence[str], uri: str, folder: Path) -> Iterator[None]:
-    """A server that stays in the foreground."""
-    errors = folder / "peer.log"
-    with errors.open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        _wait_until_it_answers(uri, lambda: process.poll() is None, errors)
-        yield
-    finally:
-        end_process(process)
-
-
 @contextmanager
 def _daemon(command: Sequence[str], uri: str, folder: Path) -> Iterator[str]:
     """A server that goes into the background, and says who it is."""
@@ -182,7 +154,7 @@ def _daemon(command: Sequence[str], uri: str, folder: Path) -> Iterator[str]:
     if done.returncode:
         raise StartError(f"{command[0]} ended with status {done.returncode}: {errors.read_text(errors='replace')}")
     try:
-        _wait_until_it_answers(uri, lambda: True, errors)
+        _wait_until_it_answers(uri, errors)
         yield uri
     finally:
         _end_by_number(pidfile)
@@ -200,14 +172,14 @@ def _end_by_number(pidfile: Path) -> None:
     pidfile.unlink(missing_ok=True)
 
 
-def _wait_until_it_answers(uri: str, is_alive: Callable[[], bool], errors: Path) -> None:
+def _wait_until_it_answers(uri: str, errors: Path) -> None:
     deadline = time.monotonic() + START_LIMIT_S
     while True:
         try:
             connect(uri).disconnect()
             return
         except OSError as error:
-            if not is_alive() or time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 said = " / ".join(errors.read_text(encoding="utf-8", errors="replace").splitlines())
                 raise StartError(f"{uri} does not answer: {said or error}") from None
         time.sleep(POLL_S)
@@ -314,7 +286,7 @@ def versions() -> list[str]:
     """What is installed."""
     told = [f"Python {sys.version.split()[0]}"]
     for program, argument in (("nbdkit", "--version"), ("qemu-nbd", "--version"), ("nbd-server", "-V")):
-        found = shutil.which(program)
+        found = path_of(program)
         if found is not None:
             done = subprocess.run([found, argument], capture_output=True, text=True, timeout=10, check=False)
             first = (done.stdout or done.stderr).strip().splitlines()[0]

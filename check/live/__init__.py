@@ -1,1 +1,1 @@
-"""A demonstration on the machine at hand: writes that nbdkit's cow filter loses, and that the server here does not."""
+"""A demonstration on the machine at hand: writes that nbdkit's cow filter and qemu-nbd lose, and this server keeps."""

@@ -1,8 +1,8 @@
 """The command `races`: its options, what it prints, its exit statuses.
 
-Errors:  exit status 0: nbdkit lost a write in every race and this project's server in none. 1: this project's server
-         lost a write. 2: wrong usage. 3: not shown (nbdkit is missing, or lost nothing within the tries, or a server
-         did not do what was asked of it). Unknown is never 0.
+Errors:  exit status 0: the other server lost a write in every race and this project's in none. 1: this project's
+         server lost a write. 2: wrong usage. 3: not shown (another server is missing, or lost nothing within the
+         tries, or a server did not do what was asked of it). Unknown is never 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ import click
 from check.live import servers
 from check.live.play import Progress, Trial, try_out
 from check.live.programs import NAMES, RACES, Race
-from check.live.show import SERVER_NAMES, Result, as_json, heading, summary_lines, trial_lines
+from check.live.show import (
+    Result,
+    as_json,
+    heading,
+    missing_lines,
+    server_names,
+    summary_lines,
+    trial_lines,
+)
 from check.live.verdict import Verdict
 from impl.errors import StartError
 from impl.server.command import fail_in_one_line
@@ -31,55 +39,56 @@ TRIES_MAX = 1000
 SHOWN, VIOLATED, NOT_SHOWN = 0, 1, 3
 
 SUMMARIES = {
-    SHOWN: "nbdkit lost a write it had acknowledged in every race shown here; cowproof lost none.",
+    SHOWN: "In every race shown here the other server lost a write it had acknowledged; cowproof lost none.",
     VIOLATED: "cowproof lost or tore a write. That must never happen: please report this, with what is printed above.",
-    NOT_SHOWN: "This shows nothing: see the races that are not LOST on the left or do not hold on the right. "
-    "More --tries may help.",
+    NOT_SHOWN: "Not all has been shown: see the races that are not LOST on the left or do not hold on the right. "
+    "Where a race was tried, more --tries may help.",
 }
 
-HELP = """See nbdkit's cow filter lose writes on this machine, and cowproof keep them.
+HELP = """See nbdkit's cow filter and qemu-nbd lose writes on this machine, and cowproof keep them.
 
 A copy-on-write server puts a writable overlay over a disk that is never changed. To change part of a block, or to
 keep what was read, it first reads the block from that disk, the base. The base is slow; meanwhile another client
 writes to the same block and is told that it is done. If the server then stores the block as it was when it read it,
 that write is gone, though it was acknowledged, and no error was ever reported.
 
-Each race here is two requests on two connections. Connection A's has to read the base; connection B's is a write
-that comes 15 ms later. When both have been answered the block is read. Two requests at the same time may take effect
-in either order, so there are at most two contents that are right. They are computed with model/device.py, one request
-after the other. If a byte read is right in neither, a write was lost. That is all the verdict rests on.
+Each race here is two requests on two connections. Connection A's has to read the base; connection B's comes 15 ms
+later, and writes, trims or zeroes. When both have been answered the block is read. Two requests at the same time may
+take effect in either order, so there are at most two contents that are right. They are computed with model/device.py,
+one request after the other. If a byte read is right in neither, a write was lost. That is all the verdict rests on.
 
 \b
 Races:
 {races}
 
-Each is tried on the nbdkit installed here until it loses a write, then --tries times on cowproof, over a base of the
-same bytes and the same latency. Servers listen on Unix sockets in a private folder, and are ended afterwards.
+Each is tried on the nbdkit or the qemu-nbd installed here until it loses a write, then --tries times on cowproof,
+over a base of the same bytes and the same latency. If one of the two is missing, its races are left out, and that is
+said. Servers listen on Unix sockets in a private folder, and are ended afterwards.
 
 \b
 Examples:
-  cowproof races                               all of them, in about 10 seconds
+  cowproof races                               all of them, in about 12 seconds
   cowproof races --only part-beside-whole      the shortest one, with nbdkit's default settings
-  cowproof races --json | jq '.races[].nbdkit' for programs
+  cowproof races --json | jq '.races[] | .[.other]'
 
 \b
 Exit status:
-  0  nbdkit lost a write in every race, and cowproof in none
+  0  the other server lost a write in every race, and cowproof in none
   1  cowproof lost a write
   2  wrong usage
-  3  not shown: nbdkit is missing, or lost nothing within the tries, or a server failed
+  3  not shown: nbdkit or qemu-nbd is missing, or lost nothing within the tries, or a server failed
 """
 
 
 def races_in_help() -> str:
     """A line for each."""
-    return "\n".join(f"  {race.name:<24} {race.title}" for race in RACES)
+    return "\n".join(f"  {race.name:<24} {race.other:<10}{race.title}" for race in RACES)
 
 
 @click.command(
     "races",
     help=HELP.format(races=races_in_help()),
-    short_help="See nbdkit lose writes, and cowproof keep them.",
+    short_help="See nbdkit and qemu-nbd lose writes, and cowproof keep them.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.option("--only", "names", metavar="NAME", multiple=True, type=click.Choice(NAMES), help="This race; repeatable.")
@@ -88,7 +97,7 @@ def races_in_help() -> str:
     metavar="N",
     type=click.IntRange(1, TRIES_MAX),
     default=TRIES,
-    help=f"How often to try: nbdkit at most, cowproof exactly; default {TRIES}.",
+    help=f"How often to try: the others at most, cowproof exactly; default {TRIES}.",
 )
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON object instead.")
 def races(names: Sequence[str], tries: int, is_json: bool) -> None:
@@ -104,21 +113,42 @@ def races(names: Sequence[str], tries: int, is_json: bool) -> None:
 
 def demonstrate(chosen: Sequence[Race], tries: int, is_json: bool) -> int:
     """Run the races one by one, and print each when it is done; the exit status."""
-    version = servers.nbdkit_version()
+    versions = versions_of_others(chosen)
     results: list[Result] = []
     for race in chosen:
         say(heading(race), is_json)
-        trials: dict[str, Trial] = {}
-        for name in SERVER_NAMES:
-            trials[name] = run_one(race, name, tries)
-            say(trial_lines(race, name, trials[name]), is_json)
-        results.append(Result(race, trials))
+        results.append(try_race(race, tries, is_json) if race.other in versions else left_out(race, is_json))
     status = status_of(results)
     if is_json:
-        click.echo(json.dumps(as_json(results, version, status), indent=2))
-    say(summary_lines(results, version), is_json)
+        click.echo(json.dumps(as_json(results, versions, status), indent=2))
+    say(summary_lines(results, versions), is_json)
     say(["", SUMMARIES[status]], is_json)
     return status
+
+
+def versions_of_others(chosen: Sequence[Race]) -> dict[str, str]:
+    """The version of each other server that is installed. StartError if none of those that are needed is."""
+    needed = list(dict.fromkeys(race.other for race in chosen))
+    found = {name: servers.version_of(name) for name in needed if servers.path_of(name)}
+    if not found:
+        raise StartError(servers.missing(needed))
+    return found
+
+
+def try_race(race: Race, tries: int, is_json: bool) -> Result:
+    """One race against both servers; each is told of when it is done."""
+    trials: dict[str, Trial] = {}
+    for name in server_names(race):
+        trials[name] = run_one(race, name, tries)
+        say(trial_lines(race, name, trials[name]), is_json)
+    return Result(race, trials)
+
+
+def left_out(race: Race, is_json: bool) -> Result:
+    """One race that cannot be tried, since there is nothing to show it on."""
+    missing = servers.missing([race.other])
+    say(missing_lines(missing), is_json)
+    return Result(race, {}, missing)
 
 
 def run_one(race: Race, name: str, tries: int) -> Trial:
@@ -127,13 +157,13 @@ def run_one(race: Race, name: str, tries: int) -> Trial:
         return try_out(race, servers.SERVERS[name], tries, folder, progress)
 
 
-def status_of(results: Iterable[Result]) -> int:
+def status_of(results: Sequence[Result]) -> int:
     """A violation before all else; then, whether everything has been shown that was to be."""
-    verdicts = [(result.trials["nbdkit"].verdict, result.trials["cowproof"].verdict) for result in results]
-    if any(cowproof in (Verdict.LOST, Verdict.TORN) for _, cowproof in verdicts):
+    tried = [[result.trials[name].verdict for name in server_names(result.race)] for result in results if result.trials]
+    if any(ours in (Verdict.LOST, Verdict.TORN) for _, ours in tried):
         return VIOLATED
-    shown = all(pair == (Verdict.LOST, Verdict.HOLDS) for pair in verdicts)
-    return SHOWN if shown and verdicts else NOT_SHOWN
+    shown = all(pair == [Verdict.LOST, Verdict.HOLDS] for pair in tried)
+    return SHOWN if tried and shown and len(tried) == len(results) else NOT_SHOWN
 
 
 def say(lines: Iterable[str], is_json: bool) -> None:

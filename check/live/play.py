@@ -18,6 +18,7 @@ from pathlib import Path
 from check.live.programs import (
     BLOCK_BYTES,
     GAP_MS,
+    ZEROING,
     Action,
     Race,
     Request,
@@ -31,7 +32,7 @@ from check.live.servers import Open
 from check.live.verdict import Verdict, allowed_contents, judge
 from impl.client import Client, connect
 from impl.errors import StartError
-from model.device import Read, Trim, Write
+from model.device import Read, Trim, Write, Zero
 
 REPLY_LIMIT_S = 20.0
 
@@ -138,6 +139,8 @@ def send(client: Client, request: Request, at: int) -> Future[bytes] | Future[No
         return client.pwrite_async(at + request.offset, request.data)
     if isinstance(request, Read):
         return client.pread_async(at + request.offset, request.length)
+    if isinstance(request, Zero):
+        return client.zero_async(at + request.offset, request.length, no_hole=request.no_hole)
     if isinstance(request, Trim):
         return client.trim_async(at + request.offset, request.length)
     return client.cache_async(at + request.offset, request.length)
@@ -172,7 +175,7 @@ def play(race: Race, a_client: Client, b_client: Client, block: int) -> Outcome:
 def look(race: Race, client: Client, base: bytes, at: int, clock: Clock) -> None:
     """B reads back what it did, while A still waits. This is for people to see, and nothing is concluded from it."""
     expected = left_by_b(race, base)
-    in_words = "zeroes" if race.b.verb == "TRIM" else "what B wrote"
+    in_words = "zeroes" if race.b.verb in ZEROING else "what B wrote"
     clock.note("B", f"READ {race.b.offset}+{race.b.length}")
     is_there = client.pread(at + race.b.offset, race.b.length) == expected
     clock.note("B", f"answered: {in_words}" if is_there else f"answered: not {in_words}")

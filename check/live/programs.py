@@ -1,9 +1,10 @@
 """The races that are shown live: two requests for one block, each, and what there is to know about them.
 
 Connection A sends its request first. It has to read the base, which is slow. Connection B sends a write meanwhile, or
-a trim. Whatever order a server gives the two, what B did is there afterwards, but for bytes that A wrote over it.
+a trim, or zeroes. Whatever order a server gives the two, what B did is there afterwards, but for bytes that A wrote
+over it.
 
-Source:  design notes, section 7; nbdkit's git history for the commits.
+Source:  design notes, section 7; nbdkit's and qemu's git histories for the commits.
 Shapes:  every race is about one block of BLOCK_BYTES; offsets in it are counted from its start.
 Units:   offsets and lengths in bytes; latencies in milliseconds.
 Omits:   interleavings that need a stop inside the server (`check/races.py` has them): here nothing is stopped, and
@@ -17,15 +18,15 @@ from enum import Enum
 
 from impl.base.pattern import pattern
 from model.block import CacheMode
-from model.device import Cache, Device, Read, Trim, Write, new_device
+from model.device import Cache, Device, Read, Trim, Write, Zero, new_device
 
-BLOCK_BYTES = 64 << 10  # the default of both servers
+BLOCK_BYTES = 64 << 10  # the default of all three servers; qcow2's is called a cluster
 SEED = 7
 
 LATENCY_MS = 60  # of one read of the base
 GAP_MS = 15  # from A's request to B's: enough for A's to reach the base, and far less than the base takes
 
-Request = Read | Write | Trim | Cache
+Request = Read | Write | Zero | Trim | Cache
 
 
 class Source(Enum):
@@ -44,7 +45,7 @@ MASKS = {Source.BASE: 0x00, Source.A: 0x55, Source.B: 0xAA}
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A request before it is known for which block: READ, WRITE, TRIM or CACHE, and where in the block."""
+    """A request before it is known for which block: READ, WRITE, ZERO, TRIM or CACHE, and where in the block."""
 
     verb: str
     offset: int = 0
@@ -56,8 +57,9 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Race:
-    """Two requests, how the servers are set up for them, and why nbdkit loses one of them.
+    """Two requests, how the servers are set up for them, and why the other server loses one of them.
 
+    other:     the server that does, a key of `servers.SERVERS`
     jitter_ms: how much longer than LATENCY_MS a read of the base may take, at random; 0 means that all take as long.
     """
 
@@ -67,6 +69,7 @@ class Race:
     b: Action
     why: str
     commit: str
+    other: str = "nbdkit"
     jitter_ms: int = 0
     nbdkit_options: tuple[str, ...] = ()
     cowproof_options: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ class Race:
 
 FINER_LOCKS = "9355a41d, 'cow: Use more fine-grained locking', February 2021, first in 1.25.3"
 COPY_ON_READ = "bd93b3f2, 'cow: Implement cow-on-read', July 2021, first in 1.27.4"
+ZERO_CLUSTERS = "621f0589, 'qcow2: Zero write support', March 2012, first in 1.1"
 
 RACES = [
     Race(
@@ -134,6 +138,17 @@ RACES = [
         cowproof_options=("--cow-on-cache",),
         cache_mode=CacheMode.COW,
     ),
+    Race(
+        name="part-beside-zero",
+        title="a write of part of a block beside zeroes over the whole block",
+        a=Action("WRITE", 4096, 512),
+        b=Action("ZERO"),
+        why="perform_cow gives qcow2's lock away while it reads the rest of the cluster from the backing file. "
+        "Zeroing whole clusters takes that lock, sets the cluster's entry and is answered; it waits for no write in "
+        "flight. A then sets the entry to its own cluster, without another look at it.",
+        commit=ZERO_CLUSTERS,
+        other="qemu-nbd",
+    ),
 ]
 
 NAMES = [race.name for race in RACES]
@@ -150,9 +165,12 @@ def masked(base: bytes, source: Source) -> bytes:
     return base.translate(bytes(value ^ mask for value in range(256)))
 
 
+ZEROING = ("TRIM", "ZERO")
+
+
 def left_by_b(race: Race, base: bytes) -> bytes:
     """What B's request by itself leaves in the part that it names."""
-    if race.b.verb == "TRIM":
+    if race.b.verb in ZEROING:
         return bytes(race.b.length)
     return masked(base, Source.B)[race.b.offset : race.b.offset + race.b.length]
 
@@ -169,6 +187,8 @@ def request_of(action: Action, base: bytes, source: Source) -> Request:
         return Write(offset, masked(base[offset : offset + length], source))
     if action.verb == "READ":
         return Read(offset, length)
+    if action.verb == "ZERO":
+        return Zero(offset, length)
     if action.verb == "TRIM":
         return Trim(offset, length)
     assert action.verb == "CACHE", action

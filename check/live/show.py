@@ -1,7 +1,7 @@
 """What has been tried, for people and for programs.
 
 Shapes:  two columns, connection A beside connection B, a line for each event, as a review would write it; a JSON
-         object with a list of races, each with a trial for each server.
+         object with a list of races, each with a trial for each of its servers, by the server's name.
 Units:   milliseconds; bytes from the start of the block.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from check.live.play import Event, Outcome, Trial
 from check.live.programs import Race
@@ -17,15 +18,21 @@ from check.live.verdict import Run, Verdict, in_words, lost_byte_count, runs_of
 
 WIDTH = 100
 COLUMN = 34
-SERVER_NAMES = ("nbdkit", "cowproof")
+OURS = "cowproof"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One race: what each server did."""
+    """One race: what each server did. Without the other server there are no trials, and `missing` says what to do."""
 
     race: Race
     trials: Mapping[str, Trial]
+    missing: str = ""
+
+
+def server_names(race: Race) -> tuple[str, str]:
+    """The other server, and ours."""
+    return race.other, OURS
 
 
 def paragraph(text: str) -> str:
@@ -50,10 +57,16 @@ def trial_lines(race: Race, server: str, trial: Trial) -> Iterator[str]:
     yield f"    expected   {' | '.join(whose(each, trial.outcome) for each in trial.outcome.allowed)}"
     yield f"    verdict    {verdict_in_words(trial)}"
     yield ""
-    if server == "nbdkit" and trial.verdict is Verdict.LOST:
+    if server != OURS and trial.verdict is Verdict.LOST:
         yield paragraph(f"Why: {race.why}")
         yield paragraph(f"Since: {race.commit}.")
         yield ""
+
+
+def missing_lines(missing: str) -> Iterator[str]:
+    """In the place of trials that there are none of."""
+    yield f"  not tried: {missing}"
+    yield ""
 
 
 def whose(contents: bytes, outcome: Outcome) -> str:
@@ -89,32 +102,41 @@ def counted(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-IN_TABLE = {
-    ("nbdkit", Verdict.LOST): "LOST a write, on try {tries}",
-    ("nbdkit", Verdict.HOLDS): "lost nothing in {tries}",
-    ("cowproof", Verdict.LOST): "LOST a write, on try {tries}",
-    ("cowproof", Verdict.HOLDS): "holds in {tries} of {tries}",
+IN_TABLE = {  # (is it ours, the verdict)
+    (False, Verdict.LOST): "LOST a write, on try {tries}",
+    (False, Verdict.HOLDS): "lost nothing in {tries}",
+    (True, Verdict.LOST): "LOST a write, on try {tries}",
+    (True, Verdict.HOLDS): "holds in {tries} of {tries}",
 }
 
 
-def summary_lines(results: Sequence[Result], version: str) -> Iterator[str]:
-    """A row for each race."""
-    yield f"  {'race':<26}{version:<30}cowproof"
-    for result in results:
-        cells = [cell(server, result.trials[server]) for server in SERVER_NAMES]
-        yield f"  {result.race.name:<26}{cells[0]:<30}{cells[1]}"
+def summary_lines(results: Sequence[Result], versions: Mapping[str, str]) -> Iterator[str]:
+    """A row for each race, below the other server that it is about."""
+    for other, group in groupby(results, key=lambda result: result.race.other):
+        yield f"  {'race':<26}{short(versions.get(other, other)):<30}{OURS}"
+        for result in group:
+            cells = [cell(server, result) for server in server_names(result.race)]
+            yield f"  {result.race.name:<26}{cells[0]:<30}{cells[1]}"
 
 
-def cell(server: str, trial: Trial) -> str:
+def short(version: str) -> str:
+    """The name and the number, without what a distribution adds."""
+    return " ".join(version.split()[:2])
+
+
+def cell(server: str, result: Result) -> str:
     """One entry of the summary."""
-    text = IN_TABLE.get((server, trial.verdict), trial.verdict.value.upper() + " after {tries}")
+    if server not in result.trials:
+        return "not tried"
+    trial = result.trials[server]
+    text = IN_TABLE.get((server == OURS, trial.verdict), trial.verdict.value.upper() + " after {tries}")
     return text.format(tries=trial.tries)
 
 
-def as_json(results: Sequence[Result], version: str, status: int) -> dict[str, object]:
-    """The same for programs."""
+def as_json(results: Sequence[Result], versions: Mapping[str, str], status: int) -> dict[str, object]:
+    """The same for programs. A race whose other server is missing has `missing` in the place of trials."""
     return {
-        "nbdkit": version,
+        "versions": dict(versions),
         "status": status,
         "races": [
             {
@@ -122,6 +144,8 @@ def as_json(results: Sequence[Result], version: str, status: int) -> dict[str, o
                 "title": result.race.title,
                 "why": result.race.why,
                 "commit": result.race.commit,
+                "other": result.race.other,
+                **({"missing": result.missing} if result.missing else {}),
                 **{server: trial_as_json(trial) for server, trial in result.trials.items()},
             }
             for result in results
