@@ -22,10 +22,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from model import whole, zones
+from model import reasons, whole, zones
 from model.budget import Budget, Meter
 from model.cells import Cell, Cut, cut, unit_of
-from model.certificate import NO_CELL, Conflict, GroupOrder, Order, TooLarge, verify_conflict, verify_order
+from model.certificate import (
+    NO_CELL,
+    NOBODY,
+    Conflict,
+    GroupOrder,
+    Order,
+    Part,
+    TooLarge,
+    looked_at,
+    verify_conflict,
+    verify_order,
+)
 from model.history import BASE, OK, PENDING, TORN, ZERO, History, Level, Operation
 from model.wgl import Verdict
 from model.zones import Refutation
@@ -43,13 +54,17 @@ NAMED_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, its certificate (none for UNKNOWN), and why in words."""
+    """A verdict, its certificate (none for UNKNOWN), and why in words.
+
+    reasons: of a conflict of whole requests, what has to come before what, sentence by sentence; for people
+    """
 
     verdict: Verdict
     level: Level
     certificate: Order | Conflict | None
     why: str
     counts: dict[str, int] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
 
 
 def decide(
@@ -144,7 +159,9 @@ def _refuted(history: History, level: Level, found: Cut, group: tuple[int, int],
         verify_conflict(history, level, conflict)
     except TooLarge as reason:
         return Decision(UNKNOWN, level, None, f"a conflict was found, but {reason}", found.counts)
-    return Decision(NOT_LINEARIZABLE, level, conflict, _why_not(history, found, refutation, conflict), found.counts)
+    why = _why_not(history, found, refutation, conflict)
+    sentences = _reasons(history, conflict) if refutation.reason == "whole" else ()
+    return Decision(NOT_LINEARIZABLE, level, conflict, why, found.counts, sentences)
 
 
 def _more_telling(refutation: Refutation, found: Cut, cell: Cell, base_is_zero: bool) -> Refutation:
@@ -176,6 +193,20 @@ def _why_it_is(found: Cut) -> str:
 def _why_not(history: History, found: Cut, refutation: Refutation, conflict: Conflict) -> str:
     where = f"in [{conflict.start}, {conflict.end})"
     return f"{_WHY[refutation.reason](_Words(history, found), refutation, conflict)} {where}"
+
+
+def _reasons(history: History, conflict: Conflict) -> tuple[str, ...]:
+    """Why these have no order, sentence by sentence."""
+    parts, at_first, bytes_of = looked_at(history, conflict)
+
+    def name(part: Part) -> str:
+        if part.request == NOBODY:
+            return "some zero write"
+        told = name_of(history.operation(part.request))
+        failed = history.outcome[part.request] not in (OK, PENDING)
+        return f"{told} at {', '.join(str(bytes_of[cell]) for cell in part.values)}" if failed else told
+
+    return reasons.why_no_order(parts, at_first, [name(part) for part in parts], bytes_of)
 
 
 class _Words:

@@ -166,6 +166,14 @@ def test_what_covers_several_bytes_is_shown_as_a_circle_of_what_has_to_be_first(
     assert [(edge.before, edge.after) for edge in found.edges] == [(0, 1), (1, 0)]
 
 
+def test_why_whole_requests_have_no_order_is_told_sentence_by_sentence_without_a_script():
+    found = finding(TORN_REQUEST, "request")
+    text = Elements(page(Picture("torn", TORN_REQUEST, found))).text
+    assert len(found.reasons) == 3
+    for sentence in found.reasons:
+        assert sentence in text
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_each_part_of_a_linearizable_history_has_its_order(level):
     history, _ = simulated(300)

@@ -21,7 +21,7 @@ from model.linearizability import Decision
 def finding_of(history: History, decision: Decision) -> Finding:
     """A decision with what can be drawn of it."""
     verdict = next(each for each in get_args(Verdict) if each == decision.verdict.value)
-    finding = Finding(verdict, decision.level, sentence(decision.why))
+    finding = Finding(verdict, decision.level, sentence(decision.why), reasons=decision.reasons)
     if isinstance(decision.certificate, Order):
         chains = _chains(decision.certificate)
         return replace(finding, chains=chains, words=_in_order(decision.level, len(chains), decision.certificate))

@@ -188,7 +188,10 @@ def _why(picture: Picture) -> Iterable[str]:
     if finding.conflict:
         yield "<h3>The requests that no order explains</h3>"
         yield from _table(history, finding.conflict)
-    if finding.edges:
+    if finding.reasons:
+        yield "<h3>Why they have no order</h3>"
+        yield f"<pre>{escape(chr(10).join(finding.reasons))}</pre>"
+    elif finding.edges:
         yield "<h3>What has to come first</h3>"
         lines = [
             f"{_name(history, each.before)} before {_name(history, each.after)}: {each.why}" for each in finding.edges
