@@ -8,8 +8,7 @@ This proves nothing that `model/certificate.py` has not found by trying all orde
 
 Source:  Tan, Zhao, Mu and Walfish, "Cobra: making transactional key-value stores verifiably serializable", 2020, for
          what follows from whom. Of what follows at once, what takes the fewest rounds is looked for, as people do.
-Shapes:  operations are the certificate's, by place in a list; a cell, by place too. A proof is lines, indented where
-         they hold in one of several cases only.
+Shapes:  operations are the certificate's, by place in a list; a cell, by place too.
 Omits:   conflicts in which more than CASES_MAX pairs of writes would have to be taken in either order at once, and
          those that take more than WORK_MAX to think about, or have more than PARTS_MAX operations: then there is no
          explanation.
@@ -34,6 +33,17 @@ AT_FIRST = -1  # Whose zeroes were read, if nobody wrote them.
 _Pair = tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Lines, indented where they hold in one of several cases only; none if there is no explanation.
+
+    circle: operations that would each have to come before the next, and why; none if they are not the same in all cases
+    """
+
+    lines: tuple[str, ...] = ()
+    circle: tuple[tuple[int, int, str], ...] = ()
+
+
 class _GaveUp(Exception):
     """It takes too long to find the reason."""
 
@@ -52,23 +62,24 @@ class _End:
 
     words: str
     rests_on: tuple[_Pair, ...]
+    is_circle: bool = True
 
 
 def why_no_order(
     parts: Sequence[Part], at_first: Sequence[str], names: Sequence[str], bytes_of: Sequence[int]
-) -> tuple[str, ...]:
-    """Sentences; none if no explanation was found. `bytes_of`: where each cell begins."""
+) -> Reasons:
+    """Why there is no order, if that can be said. `bytes_of`: where each cell begins."""
     if len(parts) > PARTS_MAX:
-        return ()
+        return Reasons()
     conflict = _Conflict(parts, at_first, names, bytes_of)
     try:
         for cases in range(CASES_MAX + 1):
-            lines = _explained(conflict, _Known(conflict), cases)
-            if lines:
-                return tuple(lines)
+            found = _explained(conflict, _Known(conflict), cases)
+            if found.lines:
+                return found
     except _GaveUp:
         pass
-    return ()
+    return Reasons()
 
 
 class _Conflict:
@@ -155,19 +166,16 @@ class _Known:
         return ()
 
 
-def _explained(conflict: _Conflict, known: _Known, cases: int) -> list[str]:
-    """The lines from what is known to an end; none if there is none with so many pairs taken in either order."""
+def _explained(conflict: _Conflict, known: _Known, cases: int) -> Reasons:
+    """The way from what is known to an end; none if there is none with so many pairs taken in either order."""
     end = _follow(conflict, known)
     if end is not None:
         return _told(conflict, known, end)
     if not cases:
-        return []
-    found: list[list[str]] = []
-    for suppositions in _choices(conflict, known):
-        lines = _in_each_case(conflict, known, suppositions, cases - 1)
-        if lines:
-            found.append(lines)
-    return min(found, key=len, default=[])
+        return Reasons()
+    ways = [_in_each_case(conflict, known, suppositions, cases - 1) for suppositions in _choices(conflict, known)]
+    shortest: list[str] = min(filter(None, ways), key=len, default=[])
+    return Reasons(tuple(shortest))
 
 
 def _in_each_case(
@@ -183,9 +191,9 @@ def _in_each_case(
             _in_time(conflict, supposed, pair[0])
         supposed.add(pair, _Because(""))
         of_case = _explained(conflict, supposed, cases)
-        if not of_case:
+        if not of_case.lines:
             return []
-        lines += [f"{words}:", *(INDENT + line for line in of_case)]
+        lines += [f"{words}:", *(INDENT + line for line in of_case.lines)]
     return lines
 
 
@@ -252,7 +260,7 @@ def _no_zeroes(conflict: _Conflict, known: _Known) -> _End | None:
             said = conflict.returned(read, cell)
             writers = [conflict.names[source] for source, _ in sources if source != AT_FIRST]
             who = f"that cannot be of {' or '.join(writers)}" if writers else "nobody wrote zeroes there"
-            return _End(f"but {said}, and {who}", ruled_out)
+            return _End(f"but {said}, and {who}", ruled_out, is_circle=False)
         if len(left) == 1:
             known.source[read, cell] = left[0]
             if left[0] != AT_FIRST:
@@ -311,7 +319,7 @@ def _what_follows(conflict: _Conflict, known: _Known) -> Iterator[tuple[_Pair, _
                     yield (other, source), _Because(f"{said}, not {conflict.names[other]}", until)
 
 
-def _told(conflict: _Conflict, known: _Known, end: _End) -> list[str]:
+def _told(conflict: _Conflict, known: _Known, end: _End) -> Reasons:
     """The sentences that an end rests on, each after those that it rests on itself; what was supposed is not told."""
     lines: list[str] = []
     told: set[_Pair] = set()
@@ -329,4 +337,5 @@ def _told(conflict: _Conflict, known: _Known, end: _End) -> list[str]:
 
     for pair in end.rests_on:
         tell(pair)
-    return [*lines, end.words]
+    circle = tuple((*pair, known.before[pair].words) for pair in end.rests_on) if end.is_circle else ()
+    return Reasons((*lines, end.words), circle)

@@ -71,6 +71,13 @@ FAULTS = [  # (name, rows of the fault, rows of its sibling, levels that reject 
         "r2 returned zero, but no zeroes had been written since a",
     ),
     (
+        "zeroes that nobody wrote",
+        [(R, 0, 1, 0, 1, "zero"), ("zero", 0, 1, 2, 3)],
+        [(R, 0, 1, 0, 2, "zero"), ("zero", 0, 1, 2, 3)],
+        "request block sector",
+        "r0 returned zero, but no zeroes had been written in [0, 1)",
+    ),
+    (
         "zeroes twice, written once",
         [("zero", 0, 1, 0, 9), (R, 0, 1, 1, 2, "zero"), (W, 0, 1, 3, 4, "a"), (R, 0, 1, 5, 6, "zero")],
         [("zero", 0, 1, 0, 9), (R, 0, 1, 1, 3, "zero"), (W, 0, 1, 3, 4, "a"), (R, 0, 1, 3, 6, "zero")],

@@ -14,7 +14,7 @@ from check.history.show import verdict_lines
 from model.certificate import Conflict, looked_at
 from model.history import OK, PENDING
 from model.linearizability import Verdict, decide
-from model.reasons import PARTS_MAX, why_no_order
+from model.reasons import PARTS_MAX, Reasons, why_no_order
 
 MANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -82,6 +82,12 @@ def test_each_sentence_rests_on_times_on_what_was_read_or_on_those_before_it(row
     assert list(decide(history_of(*rows), "request").reasons) == sentences
 
 
+def test_a_circle_is_of_requests_each_of_which_has_to_come_before_the_next():
+    decision = decide(history_of(*TORN), "request")
+    assert decision.circle == ((0, 1, "r2 returned b at 2, not a"), (1, 0, "r2 returned a at 0, not b"))
+    assert decide(history_of(*CASES), "request").circle == ()
+
+
 def test_where_only_cases_help_each_of_them_is_told():
     told = decide(history_of(*CASES), "request").reasons
     assert [line for line in told if line.startswith("If")] == ["If a comes before b:", "If b comes before a:"]
@@ -109,14 +115,14 @@ def test_what_has_an_order_is_never_explained_away(history):
     says = [at for at in says if history.op[at] != R or history.outcome[at] == OK]
     assume(says)
     parts, at_first, bytes_of = looked_at(history, Conflict(tuple(says), 0, history.size))
-    assert why_no_order(parts, at_first, [str(part.request) for part in parts], bytes_of) == ()
+    assert why_no_order(parts, at_first, [str(part.request) for part in parts], bytes_of) == Reasons()
 
 
 def test_what_is_too_much_to_be_told_is_not():
     rows = [(W, 0, 4, 0, 9, f"w{at}") for at in range(PARTS_MAX)]
     history = history_of(*rows, (R, 0, 4, 10, 11, (("w0", 2), ("w1", 2))))
     parts, at_first, bytes_of = looked_at(history, Conflict(tuple(range(len(history))), 0, 4))
-    assert why_no_order(parts, at_first, [str(part.request) for part in parts], bytes_of) == ()
+    assert why_no_order(parts, at_first, [str(part.request) for part in parts], bytes_of) == Reasons()
 
 
 def test_the_sentences_are_shown_below_the_requests():

@@ -930,7 +930,7 @@ def test_a_circle_is_drawn_and_explained(shown):
     shown.open(Picture("circle", TORN_REQUEST, finding(TORN_REQUEST, "request")))
     assert shown.element("#legend-edge").is_displayed()
     shown.click_on(1)
-    assert "Before a #1: it returned base, which the other overwrites." in shown.text("#selected")
+    assert "Before a #1: r2 returned base at 4096, which w1 overwrites." in shown.text("#selected")
 
 
 def test_each_part_of_the_device_has_an_order_to_choose(shown):
