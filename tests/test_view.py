@@ -175,6 +175,15 @@ def test_why_whole_requests_have_no_order_is_told_sentence_by_sentence_without_a
         assert sentence in text
 
 
+def test_where_too_many_orders_would_have_to_be_tried_the_page_says_so():
+    many = [write(f"c{at}", at, 0, 100, f"w{at}") for at in range(20)]
+    history = history_of(*many, read("r", 20, 200, 300, ("w0", 4096)), read("r", 21, 400, 500, ("w1", 4096)))
+    found = conflict_of(history)
+    assert longest(history, found) == ()
+    assert "there are too many to try" in Elements(page(Picture("many", history, found))).text
+    assert "too many to try" not in Elements(page(Picture("torn", TORN_REQUEST, finding(TORN_REQUEST, "request")))).text
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_each_part_of_a_linearizable_history_has_its_order(level):
     history, _ = simulated(300)
