@@ -24,8 +24,9 @@ from model.certificate import Part
 from model.history import BASE, ZERO
 
 CASES_MAX = 2
-WORK_MAX = 400
-PARTS_MAX = 24
+PARTS_MAX = 40
+# How often it is asked whether one operation is known to come before another: a second or two.
+WORK_MAX = 1_000_000
 INDENT = "  "
 
 AT_FIRST = -1  # Whose zeroes were read, if nobody wrote them.
@@ -124,6 +125,8 @@ class _Known:
     conflict: _Conflict
     before: dict[_Pair, _Because] = field(default_factory=dict)
     source: dict[_Pair, int] = field(default_factory=dict)
+    # Of each read of zeroes on each cell whose writer was found out, what that rests on.
+    found_out: dict[_Pair, tuple[_Pair, ...]] = field(default_factory=dict)
     happened: set[int] = field(default_factory=set)
     after: dict[int, list[int]] = field(default_factory=dict)
 
@@ -142,7 +145,8 @@ class _Known:
     def copy(self) -> _Known:
         """To suppose something more."""
         after = {one: list(others) for one, others in self.after.items()}
-        return _Known(self.conflict, dict(self.before), dict(self.source), set(self.happened), after)
+        found_out = dict(self.found_out)
+        return _Known(self.conflict, dict(self.before), dict(self.source), found_out, set(self.happened), after)
 
     def add(self, pair: _Pair, because: _Because) -> None:
         """Take in a sentence, if nobody has said the same."""
@@ -152,6 +156,9 @@ class _Known:
 
     def way(self, one: int, other: int) -> tuple[_Pair, ...]:
         """The fewest sentences that say that one comes before the other; none if it is not known to."""
+        self.conflict.work += 1
+        if self.conflict.work > WORK_MAX:
+            raise _GaveUp
         came: dict[int, int] = {}
         for at in (todo := [one]):
             for then in self.after.get(at, ()):
@@ -223,9 +230,6 @@ def _choices(conflict: _Conflict, known: _Known) -> Iterator[list[tuple[str, _Pa
 def _follow(conflict: _Conflict, known: _Known) -> _End | None:
     """Take in all that follows, round by round, until there is an end, or nothing more follows."""
     while True:
-        conflict.work += 1
-        if conflict.work > WORK_MAX:
-            raise _GaveUp
         sentences = len(known.before)
         end = _around(conflict, known) or _no_zeroes(conflict, known)
         if end is not None:
@@ -263,7 +267,9 @@ def _no_zeroes(conflict: _Conflict, known: _Known) -> _End | None:
             return _End(f"but {said}, and {who}", ruled_out, is_circle=False)
         if len(left) == 1:
             known.source[read, cell] = left[0]
+            known.found_out[read, cell] = ruled_out
             if left[0] != AT_FIRST:
+                known.found_out[read, cell] = ((left[0], read),)
                 known.happened.add(left[0])
                 words = f"{conflict.returned(read, cell)}, and nobody else can have written it"
                 known.add((left[0], read), _Because(words, ruled_out))
@@ -302,7 +308,7 @@ def _zeroes(conflict: _Conflict, known: _Known, read: int, cell: int) -> Iterato
 def _what_follows(conflict: _Conflict, known: _Known) -> Iterator[tuple[_Pair, _Because]]:
     """Of a read and another write there: it comes before the write that was read, or after the read."""
     for (read, cell), source in list(known.source.items()):
-        said = conflict.returned(read, cell)
+        said, found_out = conflict.returned(read, cell), known.found_out.get((read, cell), ())
         others = list(conflict.writers.get(cell, ()))
         if conflict.parts[read].values[cell] != ZERO:
             others += conflict.zero_writers.get(cell, ())
@@ -312,11 +318,14 @@ def _what_follows(conflict: _Conflict, known: _Known) -> Iterator[tuple[_Pair, _
             if not known.way(read, other):
                 since = known.way(source, other) if source != AT_FIRST else ()
                 if since or source == AT_FIRST:
-                    yield (read, other), _Because(f"{said}, which {conflict.names[other]} overwrites", since)
+                    yield (
+                        (read, other),
+                        _Because(f"{said}, which {conflict.names[other]} overwrites", (*found_out, *since)),
+                    )
             if source != AT_FIRST and not known.way(other, source):
                 until = known.way(other, read)
                 if until:
-                    yield (other, source), _Because(f"{said}, not {conflict.names[other]}", until)
+                    yield (other, source), _Because(f"{said}, not {conflict.names[other]}", (*found_out, *until))
 
 
 def _told(conflict: _Conflict, known: _Known, end: _End) -> Reasons:
