@@ -39,6 +39,7 @@ from typing import Any, Final
 from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Level, Runs
 
 NO_CELL = -1
+NOBODY = -1
 KINDS = frozenset({"read", "write", "zero", "trim"})
 STEPS_MAX = 200_000
 CHUNK: Final = 1024  # What is fetched at once stays in the processor's cache until it is looked at.
@@ -326,9 +327,13 @@ class _Trims:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A named operation, or one cell of a failed one: what it read or wrote on each cell it covers."""
+class Part:
+    """A named operation, or one cell of a failed one: what it read or wrote on each cell it covers.
 
+    request: its index; NOBODY for zeroes that may have been written at any time
+    """
+
+    request: int
     call: int
     ret: int
     is_read: bool
@@ -342,6 +347,16 @@ def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
     start, end = conflict.start, conflict.end
     assert unit is None or start // unit == (end - 1) // unit, f"the conflict reaches over the end of a {level}"
     assert conflict.operations, "a conflict of nothing"
+    parts, at_first, _ = looked_at(history, conflict)
+    assert not _has_order(parts, at_first), "the conflict has an order"
+
+
+def looked_at(history: History, conflict: Conflict) -> tuple[list[Part], list[str], list[int]]:
+    """The named operations on cells, one for all those on which the same was done; what cells hold at first; and where.
+
+    AssertionError if they are not all that is needed.
+    """
+    start, end = conflict.start, conflict.end
     relevant = set(_relevant(history))
     for index in conflict.operations:
         assert index in relevant, f"request {history.id[index]} says nothing"
@@ -351,13 +366,13 @@ def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
     near_cell = _near_each_cell(history, conflict, parts, edges, near)
     at_first = [_first_value(history, parts, cell, of_cell) for cell, of_cell in enumerate(near_cell)]
     parts.extend(
-        _Part(-NEVER, NEVER, False, True, {cell: ZERO})
+        Part(NOBODY, -NEVER, NEVER, False, True, {cell: ZERO})
         for cell, value in enumerate(at_first)
         if value is None
         for part in parts
         if part.is_read and part.values.get(cell) == ZERO
     )
-    assert not _has_order(*_each_once(parts, [value or BASE for value in at_first])), "the conflict has an order"
+    return _each_once(parts, [value or BASE for value in at_first], edges)
 
 
 def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int]:
@@ -381,7 +396,7 @@ def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int
     return sorted(edge for edge in edges if conflict.start <= edge <= conflict.end)
 
 
-def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[_Part]:
+def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[Part]:
     """What is named, on the conflict's bytes, with what the definition does not check left out."""
     parts = []
     trims = _Trims(history)
@@ -395,14 +410,14 @@ def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[_P
             for cell in cells:
                 if trims.explain(edges[cell], index):
                     del values[cell]
-            parts.append(_Part(call, ret, True, False, values))
+            parts.append(Part(index, call, ret, True, False, values))
             continue
         written = _written(history, index)
         if outcome in (OK, PENDING):
             ret = NEVER if outcome == PENDING else ret
-            parts.append(_Part(call, ret, False, outcome == PENDING, dict.fromkeys(cells, written)))
+            parts.append(Part(index, call, ret, False, outcome == PENDING, dict.fromkeys(cells, written)))
         else:
-            parts.extend(_Part(call, ret, False, True, {cell: written}) for cell in cells)
+            parts.extend(Part(index, call, ret, False, True, {cell: written}) for cell in cells)
     return parts
 
 
@@ -418,7 +433,7 @@ def _read_at(history: History, index: int, byte: int) -> str:
 
 
 def _near_each_cell(
-    history: History, conflict: Conflict, parts: list[_Part], edges: list[int], near: list[int]
+    history: History, conflict: Conflict, parts: list[Part], edges: list[int], near: list[int]
 ) -> list[list[int]]:
     """By cell, the changes that are not named and may have to do with what was read there: who wrote it, and zeroes."""
     wanted = {value for part in parts if part.is_read for value in part.values.values()}
@@ -435,7 +450,7 @@ def _near_each_cell(
     return found
 
 
-def _each_once(parts: list[_Part], at_first: list[str]) -> tuple[list[_Part], list[str]]:
+def _each_once(parts: list[Part], at_first: list[str], edges: list[int]) -> tuple[list[Part], list[str], list[int]]:
     """The same, with one cell for all those on which the same was done: one speaks for all."""
     cells: dict[tuple[object, ...], int] = {}
     for cell, first in enumerate(at_first):
@@ -445,10 +460,10 @@ def _each_once(parts: list[_Part], at_first: list[str]) -> tuple[list[_Part], li
         replace(part, values={place[cell]: value for cell, value in part.values.items() if cell in place})
         for part in parts
     ]
-    return fewer, [at_first[cell] for cell in place]
+    return fewer, [at_first[cell] for cell in place], [edges[cell] for cell in place]
 
 
-def _first_value(history: History, parts: list[_Part], cell: int, near: list[int]) -> str | None:
+def _first_value(history: History, parts: list[Part], cell: int, near: list[int]) -> str | None:
     """What a cell is taken to hold at first; None if its zeroes may come from anywhere.
 
     That every value read has its writer named is checked here too.
@@ -462,7 +477,7 @@ def _first_value(history: History, parts: list[_Part], cell: int, near: list[int
     if ZERO not in wanted:
         return base
     zero_reads = [part for part in here if part.is_read and part.values[cell] == ZERO]
-    clusters: dict[str, list[_Part]] = {}
+    clusters: dict[str, list[Part]] = {}
     for part in here:
         if part.values[cell] != ZERO:
             clusters.setdefault(part.values[cell], []).append(part)
@@ -480,7 +495,7 @@ def _first_value(history: History, parts: list[_Part], cell: int, near: list[int
     return base
 
 
-def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
+def _has_order(parts: list[Part], at_first: list[str]) -> bool:
     """Whether some order of all that is not optional is legal: depth first, remembering what led nowhere.
 
     A read that fits is taken at once, since it changes nothing, unless something optional would then come too late. Of
@@ -510,7 +525,7 @@ def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
     return False
 
 
-def _next_ones(parts: list[_Part], left: int, needed: int, latest: int, held: tuple[str, ...]) -> list[int]:
+def _next_ones(parts: list[Part], left: int, needed: int, latest: int, held: tuple[str, ...]) -> list[int]:
     """The operations that may come next, and are worth trying."""
     there = [number for number in range(len(parts)) if left >> number & 1]
     limit = min(parts[number].ret for number in there if needed >> number & 1)

@@ -24,10 +24,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from model import whole, zones
+from model import reasons, whole, zones
 from model.budget import Budget, Meter
 from model.cells import Cell, Cut, cut, unit_of
-from model.certificate import NO_CELL, Conflict, GroupOrder, Order, TooLarge, verify_conflict, verify_order
+from model.certificate import (
+    NO_CELL,
+    NOBODY,
+    Conflict,
+    GroupOrder,
+    Order,
+    Part,
+    TooLarge,
+    looked_at,
+    verify_conflict,
+    verify_order,
+)
 from model.history import BASE, OK, PENDING, TORN, ZERO, History, Level, Operation
 from model.wgl import Verdict
 from model.zones import Refutation
@@ -45,13 +56,19 @@ NAMED_MAX = 8
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, its certificate (none for UNKNOWN), and why in words."""
+    """A verdict, its certificate (none for UNKNOWN), and why in words.
+
+    reasons: of a conflict of whole requests, what has to come before what, sentence by sentence; for people
+    circle:  of these, the ones that say of requests, by index, that each would have to come before the next, all around
+    """
 
     verdict: Verdict
     level: Level
     certificate: Order | Conflict | None
     why: str
     counts: dict[str, int] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    circle: tuple[tuple[int, int, str], ...] = ()
 
 
 def decide(
@@ -165,7 +182,9 @@ def _refuted(history: History, level: Level, found: Cut, group: tuple[int, int],
         verify_conflict(history, level, conflict)
     except TooLarge as reason:
         return Decision(UNKNOWN, level, None, f"a conflict was found, but {reason}", found.counts)
-    return Decision(NOT_LINEARIZABLE, level, conflict, _why_not(history, found, refutation, conflict), found.counts)
+    why = _why_not(history, found, refutation, conflict)
+    decision = Decision(NOT_LINEARIZABLE, level, conflict, why, found.counts)
+    return _with_reasons(history, decision, conflict) if refutation.reason == "whole" else decision
 
 
 def _more_telling(refutation: Refutation, found: Cut, cell: Cell, base_is_zero: bool) -> Refutation:
@@ -197,6 +216,24 @@ def _why_it_is(found: Cut) -> str:
 def _why_not(history: History, found: Cut, refutation: Refutation, conflict: Conflict) -> str:
     where = f"in [{conflict.start}, {conflict.end})"
     return f"{_WHY[refutation.reason](_Words(history, found), refutation, conflict)} {where}"
+
+
+def _with_reasons(history: History, decision: Decision, conflict: Conflict) -> Decision:
+    """With why these have no order, sentence by sentence."""
+    parts, at_first, bytes_of = looked_at(history, conflict)
+
+    def name(part: Part) -> str:
+        if part.request == NOBODY:
+            return "some zero write"
+        told = name_of(history.operation(part.request))
+        failed = history.outcome[part.request] not in (OK, PENDING)
+        return f"{told} at {', '.join(str(bytes_of[cell]) for cell in part.values)}" if failed else told
+
+    found = reasons.why_no_order(parts, at_first, [name(part) for part in parts], bytes_of)
+    circle = tuple((parts[one].request, parts[other].request, why) for one, other, why in found.circle)
+    if any(NOBODY in edge or edge[0] == edge[1] for edge in circle):
+        circle = ()
+    return replace(decision, reasons=found.lines, circle=circle)
 
 
 class _Words:
@@ -289,7 +326,8 @@ def _why_starved(words: _Words, refutation: Refutation, _: Conflict) -> str:
     zeroes = [part for part in others if words.operation(part).op != "read" and words.value(part, 0) == ZERO]
     rest = tuple(part for part in others if part not in zeroes)
     if not zeroes:
-        return f"{words.name(read)} returned zero, but no zeroes had been written since {words.joined(rest)}"
+        since = f" since {words.joined(rest)}" if rest else ""
+        return f"{words.name(read)} returned zero, but no zeroes had been written{since}"
     return (
         f"{words.name(read)} returned zero, but {words.joined(tuple(zeroes))} cannot have come between"
         f" {words.joined(rest)} and it"

@@ -59,7 +59,7 @@ Omits:   more than one value that repeats.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import compress
@@ -219,8 +219,28 @@ def witnesses(cell: Cell, cut: Cut, clusters: Clusters, at: int) -> tuple[int, .
 
 
 def _pair_refutation(cell: Cell, cut: Cut, clusters: Clusters, write: list[int], pair: tuple[int, int]) -> Refutation:
-    sides = tuple(witnesses(cell, cut, clusters, at) if at < len(clusters.write) else (write[at],) for at in pair)
+    one, other = (witnesses(cell, cut, clusters, at) if at < len(clusters.write) else (write[at],) for at in pair)
+    sides = fewest(cell, cut, (one, other))
     return Refutation("pair", sides, tuple(part for side in sides for part in side))
+
+
+def fewest(cell: Cell, cut: Cut, sides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Two sides without the reads that are not needed for each to have to precede the other."""
+    one, other = sides
+    bases = {part for part, value in zip(cell.reads, cell.read_values, strict=True) if value == BASE}
+    values = {*one, *other}.intersection(cell.reads)
+    for read in [part for part in (*one, *other) if part in values]:
+        first, second = (tuple(part for part in side if part != read) for side in (one, other))
+        if _must_precede(cut, bases, first, second) and _must_precede(cut, bases, second, first):
+            one, other = first, second
+    return one, other
+
+
+def _must_precede(cut: Cut, bases: Set[int], one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether the first response of one side comes before the last invocation of the other, if both have happened."""
+    if cut.optional.issuperset(one) or cut.optional.issuperset(other):
+        return False
+    return not bases.isdisjoint(one) or min(cut.ret[part] for part in one) < max(cut.call[part] for part in other)
 
 
 # Epochs. Events at one time come in this order.
@@ -373,11 +393,12 @@ def _with_epochs(cell: Cell, cut: Cut, clusters: Clusters, base_is_zero: bool) -
 
 
 def _epoch_refutation(cell: Cell, cut: Cut, clusters: Clusters, items: Items, failure: Failure) -> Refutation:
-    sides = [witnesses(cell, cut, clusters, at) for at in failure.clusters]
+    sides: Sequence[tuple[int, ...]] = [witnesses(cell, cut, clusters, at) for at in failure.clusters]
     if not failure.starved:
         if failure.zero is not None:
             kind, at = failure.zero
-            sides.append((cell.zero_writes[at] if kind == ZERO_WRITE else cell.zero_reads[at],))
+            sides = [*sides, (cell.zero_writes[at] if kind == ZERO_WRITE else cell.zero_reads[at],)]
+        sides = fewest(cell, cut, sides)
         return Refutation("pair", tuple(sides), tuple(part for side in sides for part in side))
     assert failure.zero is not None
     named = _core(items, failure.zero[1])

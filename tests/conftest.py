@@ -1,5 +1,6 @@
 """Fixtures that more than one file of tests uses."""
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -18,11 +19,19 @@ SHOWN_BYTES = 16
 def pytest_addoption(parser):
     parser.addoption(
         "--lin-seconds",
-        type=float,
+        type=recorded_seconds,
         default=1.5,
         metavar="N",
         help="how long each test of linearizability records (default: %(default)s)",
     )
+
+
+def recorded_seconds(text):
+    """As `cowproof history record --seconds` has it."""
+    seconds = float(text)
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0.1 to 86400 seconds")
+    return seconds
 
 
 def pytest_configure():

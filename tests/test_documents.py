@@ -139,6 +139,12 @@ def test_files_and_tests_that_a_document_names_are_there_and_its_links_lead_some
     assert broken_links(path, read(path)) == []
 
 
+def test_the_example_of_another_object_than_a_disk_runs():
+    (example,) = re.findall(r"```python\n(.*?)```", read(ROOT / "docs" / "linearizability.md"), re.S)
+    assert example.count("assert") == 3
+    exec(example, {})
+
+
 # The page on the protocol.
 
 

@@ -71,6 +71,13 @@ FAULTS = [  # (name, rows of the fault, rows of its sibling, levels that reject 
         "r2 returned zero, but no zeroes had been written since a",
     ),
     (
+        "zeroes that nobody wrote",
+        [(R, 0, 1, 0, 1, "zero"), ("zero", 0, 1, 2, 3)],
+        [(R, 0, 1, 0, 2, "zero"), ("zero", 0, 1, 2, 3)],
+        "request block sector",
+        "r0 returned zero, but no zeroes had been written in [0, 1)",
+    ),
+    (
         "zeroes twice, written once",
         [("zero", 0, 1, 0, 9), (R, 0, 1, 1, 2, "zero"), (W, 0, 1, 3, 4, "a"), (R, 0, 1, 5, 6, "zero")],
         [("zero", 0, 1, 0, 9), (R, 0, 1, 1, 3, "zero"), (W, 0, 1, 3, 4, "a"), (R, 0, 1, 3, 6, "zero")],
@@ -227,3 +234,18 @@ def test_progress_is_told_from_the_beginning_to_the_end():
 @pytest.mark.parametrize(("op", "name"), [("read", "r7"), ("zero", "z7"), ("trim", "t7"), ("write", "w-seven")])
 def test_requests_are_called_by_what_they_are(op, name):
     assert name_of(Operation("c", 7, op, 0, 1, 0, 1, "ok", "w-seven" if op == "write" else None)) == name
+
+
+NOT_NEEDED = [  # (rows, which of them are the conflict)
+    ([(W, 0, 1, 0, 1, "a"), (R, 0, 1, 2, 3, "a"), (R, 0, 1, 4, 5, "base")], [0, 2]),
+    ([(W, 0, 1, 0, 1, "a"), (W, 0, 1, 2, 3, "b"), (R, 0, 1, 4, 5, "a"), (R, 0, 1, 4, 9, "b")], [0, 1, 2]),
+    ([(W, 0, 1, 0, 9, "a"), (R, 0, 1, 1, 2, "a"), (R, 0, 1, 3, 4, "base"), (R, 0, 1, 5, 6, "a")], [0, 1, 2]),
+    ([(W, 0, 1, 0, 1, "a"), ("zero", 0, 1, 2, 3), (R, 0, 1, 2, 9, "a"), (R, 0, 1, 4, 5, "a")], [0, 1, 3]),
+    # A read says that what was never answered has happened.
+    ([(W, 0, 1, 0, 1 << 40, "a", PENDING), (R, 0, 1, 1, 2, "a"), (R, 0, 1, 3, 4, "base")], [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize(("rows", "needed"), NOT_NEEDED)
+def test_of_a_conflict_between_two_values_only_the_reads_that_are_needed_are_named(rows, needed):
+    assert sorted(decide(history_of(*rows)).certificate.operations) == needed

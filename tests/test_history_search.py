@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model.budget import Budget
 from model.history import LEVELS
-from model.wgl import Call, Verdict, search
+from model.wgl import Call, Verdict, search, verify_order
 
 MANY = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 LINEARIZABLE, NOT_LINEARIZABLE, UNKNOWN = Verdict.LINEARIZABLE, Verdict.NOT_LINEARIZABLE, Verdict.UNKNOWN
@@ -124,6 +124,33 @@ def test_the_search_agrees_with_all_orders_on_devices(history, level):
 def test_the_order_found_is_one():
     calls = [Call(("write", 2), 0, 9), Call(("write", 1), 0, 9), Call(("read", 1), 0, 9), Call(("read", 2), 10, 11)]
     assert search(Register(), calls).order == (1, 2, 0, 3)
+
+
+REPLAYED = [  # (order, what is wrong with it)
+    ((0, 1, 2, 4), None),
+    ((4, 0, 1, 2), None),  # another part
+    ((0, 1, 3, 2, 4), "3 cannot have gone so"),
+    ((0, 2, 1, 4), "2 cannot have gone so"),
+    ((1, 0, 2, 4), "0 returned before"),
+    ((0, 1, 4), r"not in the order: \[2\]"),
+    ((0, 0, 1, 2, 4), "twice"),
+]
+
+
+@pytest.mark.parametrize(("order", "wrong"), REPLAYED)
+def test_an_order_is_replayed_before_anybody_is_told(order, wrong):
+    calls = [
+        Call(("put", "a", "x"), 0, 1),
+        Call(("append", "a", "y"), 2, 5),
+        Call(("get", "a", "xy"), 3, 6),
+        Call(("get", "a", "x"), 3, 6, True),
+        Call(("get", "b", ""), 0, 9),
+    ]
+    if wrong is None:
+        verify_order(Map(), calls, order)
+    else:
+        with pytest.raises(AssertionError, match=wrong):
+            verify_order(Map(), calls, order)
 
 
 def test_what_is_optional_may_be_left_out_or_taken():

@@ -161,6 +161,7 @@ def found_in_some(record_one, level="request"):
     for _ in range(RUNS_MAX):
         shown = found(record_one(), level)
         if shown is not None:
+            print("\n".join(shown))  # for people: pytest -rP
             return shown
     raise AssertionError(f"nothing was found in {RUNS_MAX} runs")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from check.history.format import load
 from check.history.record import Recipe, record
-from check.history.show import conflict_lines
+from check.history.show import conflict_lines, reason_lines
 from check.live.servers import (
     COWPROOF,
     END_LIMIT_S,
@@ -273,7 +273,7 @@ def page(results: Mapping[str, Kept | str], versions: Sequence[str], how: str) -
                     continue  # it follows from what is shown of a level that asks for less
                 assert isinstance(decision.certificate, Conflict)
                 lines += [f"Not at level {level}: {decision.why}.", "", "```"]
-                lines += [*conflict_lines(history, decision.certificate), "```", ""]
+                lines += [*conflict_lines(history, decision.certificate), *reason_lines(decision), "```", ""]
     return lines
 
 

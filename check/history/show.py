@@ -25,7 +25,12 @@ def verdict_lines(history: History, decision: Decision) -> list[str]:
     if decision.verdict is not Verdict.NOT_LINEARIZABLE:
         return [told]
     assert isinstance(decision.certificate, Conflict)
-    return [told, "", *conflict_lines(history, decision.certificate)]
+    return [told, "", *conflict_lines(history, decision.certificate), *reason_lines(decision)]
+
+
+def reason_lines(decision: Decision) -> list[str]:
+    """Why they have no order, sentence by sentence; nothing where the first line has said it."""
+    return ["", "Why:", *(f"  {line}" for line in decision.reasons)] if decision.reasons else []
 
 
 def conflict_lines(history: History, conflict: Conflict) -> list[str]:
@@ -46,9 +51,10 @@ def conflict_lines(history: History, conflict: Conflict) -> list[str]:
     rows = [("ms", [f"connection {client}" for client in clients])]
     for t, is_answer, number in events:
         operation = operations[number]
-        text = _answered(operation, conflict) if is_answer else _invoked(operation)
-        cells = [text if client == operation.client else "" for client in clients]
-        rows.append((f"{(t - begun) / NS_PER_MS:.3f}", cells))
+        texts = _answered(operation, conflict) if is_answer else [_invoked(operation)]
+        for line, text in enumerate(texts):
+            cells = [text if client == operation.client else "" for client in clients]
+            rows.append(("" if line else f"{(t - begun) / NS_PER_MS:.3f}", cells))
     never = [operation for operation in operations if operation.outcome == PENDING]
     lines = [
         f"{_these(operations)}, as to bytes [{conflict.start}, {conflict.end}):",
@@ -78,14 +84,17 @@ def _invoked(operation: Operation) -> str:
     return f"{operation.op.upper()} {operation.offset}+{operation.length}{flags} ({name_of(operation)})"
 
 
-def _answered(operation: Operation, conflict: Conflict) -> str:
+def _answered(operation: Operation, conflict: Conflict) -> list[str]:
+    """Lines, one for each of those who wrote what was read: with all in one, columns would leave the screen."""
     name = name_of(operation)
     if operation.outcome != OK:
-        return f"{name} failed: {operation.outcome}"
+        return [f"{name} failed: {operation.outcome}"]
     if operation.op != "read" or not isinstance(operation.value, tuple):
-        return f"{name} answered"
+        return [f"{name} answered"]
+    returned = f"{name} returned "
     seen = _within(operation.offset, operation.value, conflict.start, conflict.end)
-    return f"{name} returned {', '.join(seen)}"
+    lines = [returned + seen[0], *(" " * len(returned) + each for each in seen[1:])]
+    return [f"{line}," for line in lines[:-1]] + lines[-1:]
 
 
 def _within(offset: int, runs: Runs, start: int, end: int) -> list[str]:
@@ -113,6 +122,7 @@ def as_json(history: History, decision: Decision) -> dict[str, Any]:
     if isinstance(decision.certificate, Conflict):
         conflict = decision.certificate
         told["start"], told["end"] = conflict.start, conflict.end
+        told["reasons"] = list(decision.reasons)
         told["operations"] = [_events(history.operation(index)) for index in conflict.operations]
     return told
 

@@ -89,6 +89,7 @@ class Finding:
     conflict:  else, the requests that no order explains
     spans:     the values that would have to be there at one time
     edges:     what has to come before what, in a circle
+    reasons:   sentences that say why no order explains them, where there are any
     partials:  the orders of the conflicting requests that get furthest
     """
 
@@ -101,6 +102,7 @@ class Finding:
     spans: tuple[Span, ...] = ()
     edges: tuple[Edge, ...] = ()
     partials: tuple[Partial, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def points(history: History, requests: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import get_args
 
 from check.view.circle import circle, clusters_at, value_at
-from check.view.finding import Chain, Finding, Range, Span, Verdict, last_time
+from check.view.finding import Chain, Edge, Finding, Range, Span, Verdict, last_time
 from check.view.partial import longest
 from model.certificate import Conflict, Order
 from model.history import History, Level
@@ -21,12 +21,13 @@ from model.linearizability import Decision
 def finding_of(history: History, decision: Decision) -> Finding:
     """A decision with what can be drawn of it."""
     verdict = next(each for each in get_args(Verdict) if each == decision.verdict.value)
-    finding = Finding(verdict, decision.level, sentence(decision.why))
+    finding = Finding(verdict, decision.level, sentence(decision.why), reasons=decision.reasons)
     if isinstance(decision.certificate, Order):
         chains = _chains(decision.certificate)
         return replace(finding, chains=chains, words=_in_order(decision.level, len(chains), decision.certificate))
     if isinstance(decision.certificate, Conflict):
-        return _with_conflict(history, finding, decision.certificate)
+        edges = tuple(Edge(*edge) for edge in decision.circle)
+        return _with_conflict(history, replace(finding, edges=edges), decision.certificate)
     return replace(finding, words=f"No answer was found: {finding.words}")
 
 
@@ -69,7 +70,7 @@ def _with_conflict(history: History, finding: Finding, conflict: Conflict) -> Fi
     where = Range(conflict.start, conflict.end - conflict.start)
     found = replace(finding, where=where, conflict=conflict.operations)
     spans = _spans(history, conflict.operations, where)
-    edges = () if spans else circle(history, conflict.operations, where)
+    edges = () if spans else finding.edges or circle(history, conflict.operations, where)
     return replace(found, spans=spans, edges=edges, partials=longest(history, found))
 
 

@@ -188,7 +188,10 @@ def _why(picture: Picture) -> Iterable[str]:
     if finding.conflict:
         yield "<h3>The requests that no order explains</h3>"
         yield from _table(history, finding.conflict)
-    if finding.edges:
+    if finding.reasons:
+        yield "<h3>Why they have no order</h3>"
+        yield f"<pre>{escape(chr(10).join(finding.reasons))}</pre>"
+    elif finding.edges:
         yield "<h3>What has to come first</h3>"
         lines = [
             f"{_name(history, each.before)} before {_name(history, each.after)}: {each.why}" for each in finding.edges
@@ -197,6 +200,8 @@ def _why(picture: Picture) -> Iterable[str]:
     if finding.partials:
         yield f"<h3>{'The longest order' if len(finding.partials) == 1 else 'The longest orders'}</h3>"
         yield from _list(_partial(history, each) for each in finding.partials)
+    elif finding.conflict and not picture.steps:
+        yield "<p>How far an order of these gets is not shown: there are too many to try.</p>"
     if finding.verdict != NOT_LINEARIZABLE and finding.chains:
         longest = max(finding.chains, key=lambda chain: len(chain.requests))
         yield "<h3>An order that explains all</h3>"

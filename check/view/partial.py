@@ -6,7 +6,8 @@ request stands in its way. So all orders of those few are tried, on the bytes th
 Source:  Wing and Gong, "Testing and verifying concurrent objects", 1993; with Lowe's memory of places seen.
 Shapes:  the device is a tuple of names, one for each stretch of bytes that no request's or run's border divides.
 Omits:   requests that changed nothing for sure (EINVAL, EPERM), or whose answer says nothing (failed reads). More than
-         REQUESTS_MAX requests, or STRETCHES_MAX stretches: then there are no orders to show, and nothing is claimed.
+         REQUESTS_MAX requests, or STRETCHES_MAX stretches, or what would take more than LOOKS_MAX or PLACES_MAX: then
+         there are no orders to show, and nothing is claimed.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from itertools import pairwise
 from check.view.finding import Finding, Partial, Range, Refusal
 from model.history import BASE, NOT_DONE, OK, TORN, ZERO, History, Operation
 
-REQUESTS_MAX = 12
+REQUESTS_MAX = 24
 STRETCHES_MAX = 256
 PARTIALS_MAX = 3
-PLACES_MAX = 20_000
+# How many requests are tried on how many stretches, all together: a few seconds.
+LOOKS_MAX = 40_000_000
+PLACES_MAX = 50_000
 
 # What trimmed bytes hold where nothing is promised of them.
 ANYTHING = ""
@@ -74,8 +77,9 @@ class _Search:
         first = _Place(0, (ZERO if self._history.base_is_zero else BASE,) * len(self.stretches))
         orders: dict[_Place, tuple[int, ...]] = {first: ()}
         todo = [first]
+        places_max = min(PLACES_MAX, LOOKS_MAX // (len(self._requests) * len(self.stretches)))
         for place in todo:
-            if place.placed & self._must == self._must or len(orders) > PLACES_MAX:
+            if place.placed & self._must == self._must or len(orders) > places_max:
                 return ()
             for at, after in self._next(place):
                 if after not in orders:
