@@ -64,6 +64,7 @@ class History:
     level:            what the server claims takes effect at an instant
     trim_reads_zero:  whether trimmed bytes are promised to read as zeroes; if not, they may read as anything
     base_is_zero:     whether what nobody has written reads as ZERO, not as BASE
+    notes:            by client and id of a read, lines of what was wrong with its bytes, '512: torn'
     """
 
     size: int
@@ -82,6 +83,7 @@ class History:
     outcome: list[str] = field(default_factory=list)
     value: list[Value] = field(default_factory=list)
     flags: list[tuple[str, ...]] = field(default_factory=list)
+    notes: dict[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.op)

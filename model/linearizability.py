@@ -279,7 +279,7 @@ def _why_nobody(words: _Words, refutation: Refutation, conflict: Conflict) -> st
     part = refutation.parts[0]
     name, value = words.name(part), words.value(part, conflict.start)
     if value == TORN:
-        return f"{name} returned bytes that nobody wrote"
+        return f"{name} returned bytes that nobody wrote{_noted(words, part, conflict)}"
     if value == BASE:
         return f"{name} returned the base, which is zero"
     writer = next((at for at, of in enumerate(words.history.value) if of == value), None)
@@ -289,6 +289,15 @@ def _why_nobody(words: _Words, refutation: Refutation, conflict: Conflict) -> st
         return f"{name} returned {value}, whose write failed with {words.history.outcome[writer]}"
     offset = words.history.offset[writer]
     return f"{name} returned {value}, which was written to [{offset}, {offset + words.history.length[writer]}) only,"
+
+
+def _noted(words: _Words, part: int, conflict: Conflict) -> str:
+    """What its recorder says of the first of these bytes, as a part of a sentence."""
+    operation = words.operation(part)
+    notes = words.history.notes.get((operation.client, operation.id), ())
+    parted = [note.partition(": ") for note in notes]
+    here = [what for where, _, what in parted if where.isdecimal() and conflict.start <= int(where) < conflict.end]
+    return f" ({here[0]})" if here else ""
 
 
 def _why_future(words: _Words, refutation: Refutation, _: Conflict) -> str:

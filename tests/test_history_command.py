@@ -56,6 +56,26 @@ def run(*arguments):
     return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=CLIENT_LIMIT_S, check=False)
 
 
+TORN_READ = Operation("b", 2, "read", 0, 1024, 3_000_000, 4_500_000, OK, (("w1", 512), ("?", 512)))
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        (("0: nothing", "512: misdirected: w1 wrote this at 8192"), "wrote (misdirected: w1 wrote this at 8192) in"),
+        (("512 torn", "1024: elsewhere"), "wrote in [512, 1024)"),
+        ((), "wrote in [512, 1024)"),
+    ],
+)
+def test_bytes_that_nobody_wrote_are_said_to_be_what_the_recorder_found(file, notes, said):
+    made = history(WRITE, TORN_READ)
+    if notes:
+        made.notes["b", 2] = notes
+    done = run("check", file(made))
+    assert done.returncode == 1
+    assert f"r2 returned bytes that nobody {said}" in done.stdout
+
+
 def test_a_history_that_is_linearizable_is_said_to_be(file):
     done = run("check", file(FINE))
     assert done.returncode == 0, done.stderr

@@ -140,6 +140,12 @@ WRONG = [
     ),
     ("an error without its name", changed(6, "errno", "number"), 8, "expected errno, a name such as EIO"),
     ("an error that is none", changed(6, '"EIO"', '"ok"'), 8, "expected errno, a name such as EIO"),
+    (
+        "notes that are one",
+        changed(3, '"value"', '"notes": "512: torn", "value"'),
+        5,
+        "expected notes, a list of lines",
+    ),
     ("flags that are a name", changed(5, '["fua"]', '"fua"'), 7, "expected flags, a list of names"),
     ("a line that is no JSON", [*EVENTS[:3], "garbage", *EVENTS[3:]], 5, "expected a JSON object, found 'garbage'"),
     ("a line that is cut", [*EVENTS[:3], R[:40], *EVENTS[4:]], 5, "expected a JSON object, found"),
@@ -248,6 +254,13 @@ def test_what_is_not_known_of_a_read_is_left_out_of_it(file):
         Operation("b", 8, "read", 512, 1024, 190, 250, OK, (("base", 512), ("w7", 512))),
         Operation("b", 8, "read", 2560, 512, 190, 250, OK, (("zero", 512),)),
     ]
+
+
+def test_what_was_wrong_with_what_was_read_is_kept_in_words(file, tmp_path):
+    found = load(file(HEADER, *changed(3, '"value"', '"notes": ["512: torn", "other"], "value"')))
+    assert found.notes == {("b", 8): ("512: torn", "other")}
+    save(found, tmp_path / "again.jsonl")
+    assert load(tmp_path / "again.jsonl").notes == found.notes
 
 
 def test_neighbouring_runs_by_the_same_are_one(file):

@@ -291,6 +291,13 @@ class _Loader:
         history.outcome[row] = OK
         if history.op[row] == "read":
             history.value[row] = self._runs(event.get("value"), row, history)
+            if "notes" in event:
+                history.notes[client.name, id_] = self._notes(event["notes"])
+
+    def _notes(self, told: object) -> tuple[str, ...]:
+        if type(told) is not list or not all(type(note) is str for note in told):
+            self._fail(f"expected notes, a list of lines, found {_shown(told)}")
+        return tuple(told)
 
     def _refuse_time(self, t: object, last: int) -> NoReturn:
         if type(t) is int and 0 <= t < last:
@@ -371,6 +378,7 @@ def _without(history: History, rows: list[int]) -> History:
         operation = history.operation(index)
         for part in _parts(operation) if index in split else (operation,):
             made.append(part)
+    made.notes = history.notes
     return made
 
 
@@ -439,7 +447,10 @@ def lines(history: History) -> Iterator[str]:
     for index, operation in enumerate(history):
         events.append((operation.call, 0, index, json.dumps(invocation(operation))))
         if operation.outcome != PENDING:
-            events.append((operation.ret, 1, index, json.dumps(answer(operation))))
+            told = answer(operation)
+            if notes := history.notes.get((operation.client, operation.id)):
+                told["notes"] = list(notes)
+            events.append((operation.ret, 1, index, json.dumps(told)))
     events.sort()
     yield header_line(history, len(events))
     for _, _, _, line in events:
