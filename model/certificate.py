@@ -19,7 +19,8 @@ searches all orders of these few. Why no order of a few means none of all:
   to take effect later than that never does harm, see `model/zones.py`). If any was left out as too early, the bytes are
   taken to be zero at first, which is what they could be at best. If one that matters is not named, every zero read is
   given a zero write of its own that may happen at any time: that is more than any history has;
-- a read of the base needs no writer: the bytes hold it at first.
+- a read of the base needs no writer: the bytes hold it at first. They cannot be taken to be zero at first then, so that
+  of bytes on which a named read returned the base, no zero write was too early to matter.
 
 Source:  none; the argument is the one above.
 Shapes:  operations are indices of requests. An Order's `only` says, where a failed request happened in part, on which
@@ -91,6 +92,8 @@ def verify_order(
     _check_groups(history, level, order, told)
     trims = _Trims(history)
     for cell, index in order.unchecked:
+        assert 0 <= index < len(history) and history.op[index] == "read", f"{index} is unchecked, and is not a read"
+        assert told.begin[index] <= cell < told.end[index], f"read {history.id[index]} does not cover cell {cell}"
         assert trims.explain(order.edges[cell], index), f"read {history.id[index]} is to be checked"
     unchecked = set(order.unchecked)
     assert len(unchecked) == len(order.unchecked), "something is unchecked twice"
@@ -468,7 +471,7 @@ def _first_value(history: History, parts: list[_Part], cell: int, near: list[int
             clusters.setdefault(part.values[cell], []).append(part)
     times = [part.call for part in zero_reads]
     times.extend(min([part.ret for part in of] + [max(part.call for part in of)]) for of in clusters.values())
-    first, last = min(times), max(part.ret for part in zero_reads)
+    first, last = -NEVER if BASE in wanted else min(times), max(part.ret for part in zero_reads)
     for index in near:
         if _written(history, index) != ZERO:
             continue
@@ -485,7 +488,7 @@ def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
 
     A read that fits is taken at once, since it changes nothing, unless something optional would then come too late. Of
     zero writes of the same cells that may both come next only the one that returns first is tried, since the other can
-    take its place in any order.
+    take its place in any order; unless, again, it was invoked so late that something optional would come too late.
     """
     needed = sum(1 << number for number, part in enumerate(parts) if not part.optional)
     everything = (1 << len(parts)) - 1
@@ -516,7 +519,7 @@ def _next_ones(parts: list[_Part], left: int, needed: int, latest: int, held: tu
     limit = min(parts[number].ret for number in there if needed >> number & 1)
     there = [number for number in there if parts[number].call <= limit and parts[number].ret >= latest]
     first_left_out = min((parts[number].ret for number in there if parts[number].optional), default=NEVER)
-    zeroes: dict[tuple[tuple[int, ...], bool], int] = {}
+    zeroes: dict[tuple[tuple[int, ...], bool], int] = {}  # When those were invoked that are tried, by kind.
     found = []
     for number in sorted(there, key=lambda number: parts[number].ret):
         part = parts[number]
@@ -528,8 +531,8 @@ def _next_ones(parts: list[_Part], left: int, needed: int, latest: int, held: tu
             continue
         if set(part.values.values()) == {ZERO}:
             kind = (tuple(part.values), part.optional)
-            if kind in zeroes:
+            if kind in zeroes and zeroes[kind] <= max(part.call, first_left_out):
                 continue
-            zeroes[kind] = number
+            zeroes[kind] = min(zeroes.get(kind, NEVER), part.call)
         found.append(number)
     return found

@@ -16,7 +16,7 @@ from model.budget import Budget, Meter
 from model.cells import Cell, Cut
 from model.clauses import NoOrder
 from model.group import NOBODY, Group, group_of
-from model.history import NEVER
+from model.history import BASE, NEVER
 from model.mending import Mending
 
 # What one attempt may cost; of one that costs more it is not known that there is no order, and nothing is left out.
@@ -138,6 +138,8 @@ class Few:
         for part, value in zip(cell.reads, cell.read_values, strict=True):
             f[value] = min(f.get(value, NEVER), ret[part])
             s[value] = max(s.get(value, -NEVER), call[part])
+        if BASE in f:  # It was written before all time.
+            f[BASE] = -NEVER
         times = [call[part] for part in cell.zero_reads] + list(f.values()) + list(s.values())
         return min(times), max(ret[part] for part in cell.zero_reads)
 
