@@ -147,3 +147,17 @@ def test_a_torn_read_among_dozens_in_flight_is_shown_by_a_handful(count, granule
     assert decision.verdict == Verdict.NOT_LINEARIZABLE
     assert len(decision.certificate.operations) == 3
     assert decide(history_of(*rows, size=granules), "sector").verdict == Verdict.LINEARIZABLE
+
+
+def test_a_zero_write_that_failed_does_not_stand_for_zeroes_below_reads_of_the_base():
+    """Of few requests, the base is what they hold at first if somebody read it, whatever was written before them."""
+    history = history_of(
+        ("zero", 0, 1, 0, 1, None, "EIO"),
+        ("zero", 0, 2, 5, 11),
+        ("read", 1, 1, 5, 11, "zero"),
+        ("read", 0, 2, 7, 11, (("zero", 1), ("base", 1))),
+        ("read", 0, 2, 5, 11, "base"),
+        size=2,
+    )
+    assert judge(history, "request") == Verdict.NOT_LINEARIZABLE
+    assert decide(history, "request").verdict == Verdict.NOT_LINEARIZABLE
