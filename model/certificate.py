@@ -34,6 +34,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from operator import add, itemgetter, lt
 from typing import Any, Final
 
@@ -90,11 +91,11 @@ def verify_order(
     place = {edge: number for number, edge in enumerate(order.edges)}
     told = _gather(history, place)
     _check_groups(history, level, order, told)
-    trims = _Trims(history)
+    trims = _Trims(history, order.edges)
     for cell, index in order.unchecked:
         assert 0 <= index < len(history) and history.op[index] == "read", f"{index} is unchecked, and is not a read"
         assert told.begin[index] <= cell < told.end[index], f"read {history.id[index]} does not cover cell {cell}"
-        assert trims.explain(order.edges[cell], index), f"read {history.id[index]} is to be checked"
+        assert trims.explain(cell, index), f"read {history.id[index]} is to be checked"
     unchecked = set(order.unchecked)
     assert len(unchecked) == len(order.unchecked), "something is unchecked twice"
     held = [ZERO if history.base_is_zero else BASE] * len(order.edges)
@@ -290,39 +291,52 @@ def _values_by_cell(place: dict[int, int], at: int, runs: Runs) -> dict[int, str
 
 
 class _Trims:
-    """What is not checked after a trim that promises nothing, by the definition: asked byte by byte, kept by byte."""
+    """What is not checked after a trim that promises nothing, by the definition. Changes cover whole cells of `edges`.
 
-    def __init__(self, history: History) -> None:
+    kept: by cell, the trims' invocations, and how long any trim up to each may be what is read
+    """
+
+    def __init__(self, history: History, edges: list[int]) -> None:
         self._history = history
-        self._kept: dict[int, tuple[list[tuple[int, int]], list[int], list[int]]] = {}
-
-    def explain(self, byte: int, read: int) -> bool:
-        """Whether what a read returned for a byte may be what some trim left there."""
-        if self._history.trim_reads_zero:
-            return False
-        if byte not in self._kept:
-            self._kept[byte] = self._look_at(byte)
-        trims, calls, least = self._kept[byte]
-        called, returned = self._history.call[read], self._history.ret[read]
-        return any(since <= returned and not least[bisect_right(calls, until)] < called for since, until in trims)
-
-    def _look_at(self, byte: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-        """The trims; and the writes' invocations, with the least response from each on."""
-        history = self._history
-        trims, writes = [], []
-        for index in _relevant(history):
-            if not history.offset[index] <= byte < history.offset[index] + history.length[index]:
-                continue
-            call, ret, outcome = history.call[index], history.ret[index], history.outcome[index]
+        self._kept: dict[int, tuple[list[int], list[int]]] = {}
+        if history.trim_reads_zero or "trim" not in history.op:
+            return
+        trims: dict[int, list[tuple[int, int]]] = {}
+        writes: dict[int, list[tuple[int, int]]] = {}
+        changes = [index for index in _relevant(history) if history.op[index] != "read"]
+        for index in changes:
             if history.op[index] == "trim":
-                trims.append((call, NEVER if outcome == PENDING else ret))
-            elif history.op[index] != "read" and outcome == OK:
-                writes.append((call, ret))
-        writes.sort()
+                ended = NEVER if history.outcome[index] == PENDING else history.ret[index]
+                for cell in self._cells(index, edges):
+                    trims.setdefault(cell, []).append((history.call[index], ended))
+        for index in changes:
+            if history.op[index] != "trim" and history.outcome[index] == OK:
+                for cell in self._cells(index, edges):
+                    if cell in trims:
+                        writes.setdefault(cell, []).append((history.call[index], history.ret[index]))
+        for cell, of_cell in trims.items():
+            self._kept[cell] = self._look_at(sorted(of_cell), sorted(writes.get(cell, [])))
+
+    def explain(self, cell: int, read: int) -> bool:
+        """Whether what a read returned for a cell may be what some trim left there."""
+        if cell not in self._kept:
+            return False
+        since, until = self._kept[cell]
+        before = bisect_right(since, self._history.ret[read])
+        return before > 0 and until[before - 1] >= self._history.call[read]
+
+    def _cells(self, index: int, edges: list[int]) -> range:
+        start = self._history.offset[index]
+        return range(bisect_left(edges, start), bisect_left(edges, start + self._history.length[index]))
+
+    def _look_at(self, trims: list[tuple[int, int]], writes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """A trim is over when something has returned that was invoked after it had ended."""
+        calls = [call for call, _ in writes]
         least = [NEVER]
         for _, ret in reversed(writes):
             least.append(min(least[-1], ret))
-        return trims, [call for call, _ in writes], least[::-1]
+        over = [least[len(writes) - bisect_right(calls, ended)] for _, ended in trims]
+        return [call for call, _ in trims], list(accumulate(over, max))
 
 
 # Conflicts.
@@ -387,7 +401,7 @@ def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int
 def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[_Part]:
     """What is named, on the conflict's bytes, with what the definition does not check left out."""
     parts = []
-    trims = _Trims(history)
+    trims = _Trims(history, edges)
     for index in conflict.operations:
         start, end = history.offset[index], history.offset[index] + history.length[index]
         cells = [cell for cell in range(len(edges) - 1) if start <= edges[cell] and edges[cell + 1] <= end]
@@ -396,7 +410,7 @@ def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[_P
         if history.op[index] == "read":
             values = {cell: _read_at(history, index, edges[cell]) for cell in cells}
             for cell in cells:
-                if trims.explain(edges[cell], index):
+                if trims.explain(cell, index):
                     del values[cell]
             parts.append(_Part(call, ret, True, False, values))
             continue
