@@ -6,7 +6,9 @@ import pytest
 from history_cases import PLAIN, histories, history_of, judge
 from hypothesis import HealthCheck, given, settings
 
+from model import mending
 from model.budget import Budget
+from model.history import NEVER, PENDING
 from model.linearizability import Verdict, decide
 
 MANY = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
@@ -147,6 +149,34 @@ def test_a_torn_read_among_dozens_in_flight_is_shown_by_a_handful(count, granule
     assert decision.verdict == Verdict.NOT_LINEARIZABLE
     assert len(decision.certificate.operations) == 3
     assert decide(history_of(*rows, size=granules), "sector").verdict == Verdict.LINEARIZABLE
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_it_does_not_matter_how_many_zero_writes_are_named_at_once(monkeypatch, few):
+    monkeypatch.setattr(mending, "FEW", few)
+
+    @settings(MANY, max_examples=500)
+    @given(histories(2, 9, ("read", "zero", "read", "write", "zero")))
+    def are_decided(history):
+        assert decide(history, "request").verdict == judge(history, "request")
+
+    are_decided()
+
+
+def pending_zeroes(count, right):
+    """Two blocks, zero writes of both without an answer, one for each time that they are read after something else."""
+    rows = [("zero", 0, 2, at, NEVER, None, PENDING) for at in range(count)]
+    for at in range(count if right else count + 1):
+        call = count + 10 * at
+        rows.append(("write", 0, 2, call, call + 1, f"w{at}"))
+        rows.append(("read", 0, 2, call + 2, call + 3, "zero"))
+    return history_of(*rows, size=2)
+
+
+@pytest.mark.parametrize("count", [3, 7, 8, 9, 30])
+def test_any_of_many_zero_writes_without_an_answer_may_have_been_read(count):
+    assert decide(pending_zeroes(count, right=True), "request").verdict == Verdict.LINEARIZABLE
+    assert decide(pending_zeroes(count, right=False), "request").verdict == Verdict.NOT_LINEARIZABLE
 
 
 def test_a_zero_write_that_failed_does_not_stand_for_zeroes_below_reads_of_the_base():
