@@ -163,6 +163,20 @@ def test_it_does_not_matter_how_many_zero_writes_are_named_at_once(monkeypatch, 
     are_decided()
 
 
+def test_what_was_not_named_at_first_need_not_have_been_read(monkeypatch):
+    """That it was one of the others is one more choice; it is taken back like any other."""
+    monkeypatch.setattr(mending, "FEW", 1)
+    history = history_of(
+        ("zero", 1, 2, 2, NEVER, None, PENDING),
+        ("zero", 0, 2, 14, NEVER, None, PENDING),
+        ("write", 0, 2, 3, 28, "a"),
+        ("read", 0, 2, 0, 26, (("a", 1), ("zero", 1))),
+        ("read", 0, 2, 5, 22, (("base", 1), ("zero", 1))),
+        ("read", 0, 2, 25, 30, (("a", 1), ("zero", 1))),
+    )
+    assert decide(history, "request").verdict == judge(history, "request") == Verdict.NOT_LINEARIZABLE
+
+
 def pending_zeroes(count, right):
     """Two blocks, zero writes of both without an answer, one for each time that they are read after something else."""
     rows = [("zero", 0, 2, at, NEVER, None, PENDING) for at in range(count)]
