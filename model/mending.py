@@ -40,7 +40,7 @@ from model.timeline import Timeline
 Progress = Callable[[int], None]
 
 # So many zero writes are named at first that a read may have read.
-FEW = 8
+FEW = 2
 
 
 @dataclass(slots=True)
