@@ -43,6 +43,7 @@ from model.history import BASE, NEVER, NOT_DONE, OK, PENDING, ZERO, History, Lev
 NO_CELL = -1
 KINDS = frozenset({"read", "write", "zero", "trim"})
 STEPS_MAX = 200_000
+LOOKS_MAX = 50_000_000  # At operations, to see whether they may come next.
 CHUNK: Final = 1024  # What is fetched at once stays in the processor's cache until it is looked at.
 
 
@@ -509,11 +510,13 @@ def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
     start = (everything, tuple(at_first), -NEVER)
     known = {start}
     todo = [start]
+    looks = 0
     while todo:
         left, held, latest = todo.pop()
         if not left & needed:
             return True
-        if len(known) > STEPS_MAX:
+        looks += len(parts)
+        if len(known) > STEPS_MAX or looks > LOOKS_MAX:
             raise TooLarge(f"a conflict of {len(parts)} operations has too many orders to try")
         for number in _next_ones(parts, left, needed, latest, held):
             part = parts[number]

@@ -268,7 +268,8 @@ def _why_starved(words: _Words, refutation: Refutation, _: Conflict) -> str:
     zeroes = [part for part in others if words.operation(part).op != "read" and words.value(part, 0) == ZERO]
     rest = tuple(part for part in others if part not in zeroes)
     if not zeroes:
-        return f"{words.name(read)} returned zero, but no zeroes had been written since {words.joined(rest)}"
+        since = f" since {words.joined(rest)}" if rest else ""
+        return f"{words.name(read)} returned zero, but no zeroes had been written{since}"
     return (
         f"{words.name(read)} returned zero, but {words.joined(tuple(zeroes))} cannot have come between"
         f" {words.joined(rest)} and it"

@@ -19,7 +19,7 @@ else: `model/group.py`.)
 Source:  Tan, Zhao, Mu and Walfish, "Cobra: making transactional key-value stores verifiably serializable", 2020, for
          serializability as choices between edges of a graph. That the order itself says which choices matter is ours.
 Shapes:  operations of a Group, by number.
-Errors:  NoOrder, with the operations of which there is no order.
+Errors:  NoOrder, with the operations of which there is no order. Spent, when the first order takes all the time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Mending:
 
     def __init__(self, group: Group, meter: Meter) -> None:
         self.group, self.meter = group, meter
-        self.timeline = Timeline(group.call, group.ret, group.writers, group.readers, first_order(group))
+        self.timeline = Timeline(group.call, group.ret, group.writers, group.readers, first_order(group, meter))
         self.choices = Choices(self.timeline, meter)
         self.held = list(group.at_first)
         self.replayed = 0
@@ -101,7 +101,8 @@ class Mending:
         self._go_back_to(min([self.timeline.changed_from, *self._changed_their_minds()]))
         self.timeline.changed_from = len(order)
         firsts, behinds, writes, optional = group.first, group.behind, group.writes, group.optional
-        for place in range(self.replayed, len(order)):
+        start = self.replayed
+        for place in range(start, len(order)):
             operation = order[place]
             first, behind, expected = firsts[operation], behinds[operation], group.expected[operation]
             if expected is None:
@@ -111,6 +112,7 @@ class Mending:
                 held[first:behind] = [writes[operation]] * (behind - first)
             elif held[first:behind] != expected and self._wrong_cell(operation) is not None:
                 self.replayed = place
+                self.meter.work(place - start)
                 return operation
         self.replayed = len(order)
         return None
@@ -167,6 +169,7 @@ class Mending:
             operation = order[place]
             is_write = group.expected[operation] is None and group.first[operation] <= at < group.behind[operation]
             if is_write and self._counts(operation):
+                self.meter.work(self.timeline.place[read] - place)
                 return operation
         raise AssertionError("what was there at first is not what anybody wrote")
 
@@ -190,6 +193,7 @@ class Mending:
         if about not in self.named:
             since = self.group.call[held] if held >= 0 else -NEVER
             zeroes = self._zeroes_between(at, since, self.group.ret[read])
+            self.meter.work(len(zeroes))
             self.named[about] = _Named(sorted(zeroes, key=lambda zero: self._way(zero, read, held)))
             self._name_more(about)
             return
