@@ -375,6 +375,7 @@ def verify_conflict(history: History, level: Level, conflict: Conflict) -> None:
         for part in parts
         if part.is_read and part.values.get(cell) == ZERO
     )
+    parts = _of_use(parts)
     assert not _has_order(*_each_once(parts, [value or BASE for value in at_first])), "the conflict has an order"
 
 
@@ -453,6 +454,15 @@ def _near_each_cell(
     return found
 
 
+def _of_use(parts: list[_Part]) -> list[_Part]:
+    """Without what may be left out, and leaves nothing that is read: in any order it is as well left out.
+
+    A failed request is as many parts as it has cells, and of each subset of them it may be that it has happened.
+    """
+    wanted = {(cell, value) for part in parts if part.is_read for cell, value in part.values.items()}
+    return [part for part in parts if not part.optional or not wanted.isdisjoint(part.values.items())]
+
+
 def _each_once(parts: list[_Part], at_first: list[str]) -> tuple[list[_Part], list[str]]:
     """The same, with one cell for all those on which the same was done: one speaks for all."""
     cells: dict[tuple[object, ...], int] = {}
@@ -501,12 +511,19 @@ def _first_value(history: History, parts: list[_Part], cell: int, near: list[int
 def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
     """Whether some order of all that is not optional is legal: depth first, remembering what led nowhere.
 
+    Nothing goes on from where something that is still to be read has been overwritten, and nobody is left to write it.
     A read that fits is taken at once, since it changes nothing, unless something optional would then come too late. Of
     zero writes of the same cells that may both come next only the one that returns first is tried, since the other can
     take its place in any order; unless, again, it was invoked so late that something optional would come too late.
     """
     needed = sum(1 << number for number, part in enumerate(parts) if not part.optional)
     everything = (1 << len(parts)) - 1
+    wants = [
+        (1 << number, cell, value, sum(1 << of for of, it in enumerate(parts) if _writes(it, cell, value)))
+        for number, part in enumerate(parts)
+        if part.is_read
+        for cell, value in part.values.items()
+    ]
     start = (everything, tuple(at_first), -NEVER)
     known = {start}
     todo = [start]
@@ -515,6 +532,8 @@ def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
         left, held, latest = todo.pop()
         if not left & needed:
             return True
+        if any(left & read and held[cell] != value and not left & writers for read, cell, value, writers in wants):
+            continue
         looks += len(parts)
         if len(known) > STEPS_MAX or looks > LOOKS_MAX:
             raise TooLarge(f"a conflict of {len(parts)} operations has too many orders to try")
@@ -528,6 +547,10 @@ def _has_order(parts: list[_Part], at_first: list[str]) -> bool:
                 known.add(after)
                 todo.append(after)
     return False
+
+
+def _writes(part: _Part, cell: int, value: str) -> bool:
+    return not part.is_read and part.values.get(cell) == value
 
 
 def _next_ones(parts: list[_Part], left: int, needed: int, latest: int, held: tuple[str, ...]) -> list[int]:

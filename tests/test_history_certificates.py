@@ -171,6 +171,20 @@ def test_what_has_an_order_is_not_refuted(_what, rows, operations):
         verify_conflict(history, "request", Conflict(operations, 0, 2))
 
 
+def test_of_a_failed_request_only_the_cells_on_which_it_was_read_are_tried():
+    """Each of its cells may have happened or not: with all of them there would be millions of orders."""
+    torn = tuple(("ab"[at % 2], 1) for at in range(24))
+    history = history_of(
+        ("write", 0, 24, 0, 9, "a"),
+        ("write", 0, 24, 0, 9, "b"),
+        ("write", 0, 24, 0, 9, "c", "EIO"),
+        ("read", 0, 1, 0, 9, "c"),
+        ("read", 0, 24, 10, 11, torn),
+        size=24,
+    )
+    verify_conflict(history, "request", Conflict((0, 1, 2, 3, 4), 0, 24))
+
+
 @pytest.mark.parametrize("unchecked", [(1, 1), (1, 3), (1, 2), (-1, 1), (1, 1 - 4)])
 def test_only_reads_of_a_cell_go_unchecked_there(unchecked):
     """Else one could make up for an operation that is not in the order, such as a read that nothing explains."""
