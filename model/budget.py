@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 # The clock is read once in so many steps: reading it costs more than a step.
 STEPS_PER_LOOK = 64
+# Steps may be long. What is looked at in them is counted too, and the clock is read once in so many.
+WORK_PER_LOOK = 50_000
 
 
 class Spent(Exception):
@@ -39,6 +41,7 @@ class Meter:
     entries: int = 0
     spent: str = ""
     deadline: float = field(init=False)
+    unlooked: int = 0
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.budget.seconds
@@ -48,7 +51,21 @@ class Meter:
         self.steps += 1
         if self.steps > self.budget.steps:
             self.spent = f"{self.budget.steps} steps"
-        elif self.steps % STEPS_PER_LOOK == 1 and time.monotonic() > self.deadline:
+        elif self.steps % STEPS_PER_LOOK == 1:
+            self.in_time()
+        return not self.spent
+
+    def work(self, count: int) -> None:
+        """Count what has been looked at within a step; Spent if that took the time there was."""
+        self.unlooked += count
+        if self.unlooked > WORK_PER_LOOK:
+            self.unlooked = 0
+            if not self.in_time():
+                raise Spent
+
+    def in_time(self) -> bool:
+        """Look at the clock; whether there is anything left."""
+        if time.monotonic() > self.deadline:
             self.spent = f"{self.budget.seconds:g} seconds"
         return not self.spent
 

@@ -36,7 +36,7 @@ Errors:  ValueError for what no recorder can have seen: a name given twice or re
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, compress
@@ -277,22 +277,21 @@ def _leave_out_what_a_trim_explains(found: Cut, trims: list[tuple[int, int, int]
         for at in range(len(written) - 1, -1, -1):
             overwritten[at] = min(overwritten[at + 1], written[at][1])
         # A trim may explain what is read from its invocation until something was invoked after it, and returned.
-        spans = [(found.call[part], overwritten[bisect_left(calls, found.ret[part] + 1)]) for part in of_cell]
-        kept, values = [], []
-        for part, value in zip(cell.reads, cell.read_values, strict=True):
-            if _explained(spans, found, part):
-                found.unchecked.append((number, part))
-            else:
-                kept.append(part)
-                values.append(value)
-        found.unchecked.extend((number, part) for part in cell.zero_reads if _explained(spans, found, part))
-        zeroes = [part for part in cell.zero_reads if not _explained(spans, found, part)]
-        cell.reads, cell.read_values, cell.zero_reads = kept, values, zeroes
-
-
-def _explained(spans: list[tuple[int, int]], found: Cut, read: int) -> bool:
-    """Whether some trim may be what a read has seen."""
-    return any(since <= found.ret[read] and until >= found.call[read] for since, until in spans)
+        spans = sorted((found.call[part], overwritten[bisect_right(calls, found.ret[part])]) for part in of_cell)
+        since = [call for call, _ in spans]
+        # The latest that any trim invoked up to each may explain.
+        until = list(accumulate((end for _, end in spans), max, initial=-NEVER))
+        explained = {
+            part
+            for part in (*cell.reads, *cell.zero_reads)
+            if until[bisect_right(since, found.ret[part])] >= found.call[part]
+        }
+        if not explained:
+            continue
+        found.unchecked.extend((number, part) for part in (*cell.reads, *cell.zero_reads) if part in explained)
+        kept = [(part, of) for part, of in zip(cell.reads, cell.read_values, strict=True) if part not in explained]
+        cell.reads, cell.read_values = [part for part, _ in kept], [value for _, value in kept]
+        cell.zero_reads = [part for part in cell.zero_reads if part not in explained]
 
 
 def _groups(history: History, found: Cut, unit: int | None) -> list[tuple[int, int]]:

@@ -19,7 +19,8 @@ searches all orders of these few. Why no order of a few means none of all:
   to take effect later than that never does harm, see `model/zones.py`). If any was left out as too early, the bytes are
   taken to be zero at first, which is what they could be at best. If one that matters is not named, every zero read is
   given a zero write of its own that may happen at any time: that is more than any history has;
-- a read of the base needs no writer: the bytes hold it at first.
+- a read of the base needs no writer: the bytes hold it at first. They cannot be taken to be zero at first then, so that
+  of bytes on which a named read returned the base, no zero write was too early to matter.
 
 Source:  none; the argument is the one above.
 Shapes:  operations are indices of requests. An Order's `only` says, where a failed request happened in part, on which
@@ -33,6 +34,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from operator import add, itemgetter, lt
 from typing import Any, Final
 
@@ -42,6 +44,7 @@ NO_CELL = -1
 NOBODY = -1
 KINDS = frozenset({"read", "write", "zero", "trim"})
 STEPS_MAX = 200_000
+LOOKS_MAX = 50_000_000  # At operations, to see whether they may come next.
 CHUNK: Final = 1024  # What is fetched at once stays in the processor's cache until it is looked at.
 
 
@@ -90,9 +93,11 @@ def verify_order(
     place = {edge: number for number, edge in enumerate(order.edges)}
     told = _gather(history, place)
     _check_groups(history, level, order, told)
-    trims = _Trims(history)
+    trims = _Trims(history, order.edges)
     for cell, index in order.unchecked:
-        assert trims.explain(order.edges[cell], index), f"read {history.id[index]} is to be checked"
+        assert 0 <= index < len(history) and history.op[index] == "read", f"{index} is unchecked, and is not a read"
+        assert told.begin[index] <= cell < told.end[index], f"read {history.id[index]} does not cover cell {cell}"
+        assert trims.explain(cell, index), f"read {history.id[index]} is to be checked"
     unchecked = set(order.unchecked)
     assert len(unchecked) == len(order.unchecked), "something is unchecked twice"
     held = [ZERO if history.base_is_zero else BASE] * len(order.edges)
@@ -288,39 +293,52 @@ def _values_by_cell(place: dict[int, int], at: int, runs: Runs) -> dict[int, str
 
 
 class _Trims:
-    """What is not checked after a trim that promises nothing, by the definition: asked byte by byte, kept by byte."""
+    """What is not checked after a trim that promises nothing, by the definition. Changes cover whole cells of `edges`.
 
-    def __init__(self, history: History) -> None:
+    kept: by cell, the trims' invocations, and how long any trim up to each may be what is read
+    """
+
+    def __init__(self, history: History, edges: list[int]) -> None:
         self._history = history
-        self._kept: dict[int, tuple[list[tuple[int, int]], list[int], list[int]]] = {}
-
-    def explain(self, byte: int, read: int) -> bool:
-        """Whether what a read returned for a byte may be what some trim left there."""
-        if self._history.trim_reads_zero:
-            return False
-        if byte not in self._kept:
-            self._kept[byte] = self._look_at(byte)
-        trims, calls, least = self._kept[byte]
-        called, returned = self._history.call[read], self._history.ret[read]
-        return any(since <= returned and not least[bisect_right(calls, until)] < called for since, until in trims)
-
-    def _look_at(self, byte: int) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-        """The trims; and the writes' invocations, with the least response from each on."""
-        history = self._history
-        trims, writes = [], []
-        for index in _relevant(history):
-            if not history.offset[index] <= byte < history.offset[index] + history.length[index]:
-                continue
-            call, ret, outcome = history.call[index], history.ret[index], history.outcome[index]
+        self._kept: dict[int, tuple[list[int], list[int]]] = {}
+        if history.trim_reads_zero or "trim" not in history.op:
+            return
+        trims: dict[int, list[tuple[int, int]]] = {}
+        writes: dict[int, list[tuple[int, int]]] = {}
+        changes = [index for index in _relevant(history) if history.op[index] != "read"]
+        for index in changes:
             if history.op[index] == "trim":
-                trims.append((call, NEVER if outcome == PENDING else ret))
-            elif history.op[index] != "read" and outcome == OK:
-                writes.append((call, ret))
-        writes.sort()
+                ended = NEVER if history.outcome[index] == PENDING else history.ret[index]
+                for cell in self._cells(index, edges):
+                    trims.setdefault(cell, []).append((history.call[index], ended))
+        for index in changes:
+            if history.op[index] != "trim" and history.outcome[index] == OK:
+                for cell in self._cells(index, edges):
+                    if cell in trims:
+                        writes.setdefault(cell, []).append((history.call[index], history.ret[index]))
+        for cell, of_cell in trims.items():
+            self._kept[cell] = self._look_at(sorted(of_cell), sorted(writes.get(cell, [])))
+
+    def explain(self, cell: int, read: int) -> bool:
+        """Whether what a read returned for a cell may be what some trim left there."""
+        if cell not in self._kept:
+            return False
+        since, until = self._kept[cell]
+        before = bisect_right(since, self._history.ret[read])
+        return before > 0 and until[before - 1] >= self._history.call[read]
+
+    def _cells(self, index: int, edges: list[int]) -> range:
+        start = self._history.offset[index]
+        return range(bisect_left(edges, start), bisect_left(edges, start + self._history.length[index]))
+
+    def _look_at(self, trims: list[tuple[int, int]], writes: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """A trim is over when something has returned that was invoked after it had ended."""
+        calls = [call for call, _ in writes]
         least = [NEVER]
         for _, ret in reversed(writes):
             least.append(min(least[-1], ret))
-        return trims, [call for call, _ in writes], least[::-1]
+        over = [least[len(writes) - bisect_right(calls, ended)] for _, ended in trims]
+        return [call for call, _ in trims], list(accumulate(over, max))
 
 
 # Conflicts.
@@ -372,7 +390,7 @@ def looked_at(history: History, conflict: Conflict) -> tuple[list[Part], list[st
         for part in parts
         if part.is_read and part.values.get(cell) == ZERO
     )
-    return _each_once(parts, [value or BASE for value in at_first], edges)
+    return _each_once(_of_use(parts), [value or BASE for value in at_first], edges)
 
 
 def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int]:
@@ -399,7 +417,7 @@ def _edges_of(history: History, conflict: Conflict, near: list[int]) -> list[int
 def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[Part]:
     """What is named, on the conflict's bytes, with what the definition does not check left out."""
     parts = []
-    trims = _Trims(history)
+    trims = _Trims(history, edges)
     for index in conflict.operations:
         start, end = history.offset[index], history.offset[index] + history.length[index]
         cells = [cell for cell in range(len(edges) - 1) if start <= edges[cell] and edges[cell + 1] <= end]
@@ -408,7 +426,7 @@ def _parts_of(history: History, conflict: Conflict, edges: list[int]) -> list[Pa
         if history.op[index] == "read":
             values = {cell: _read_at(history, index, edges[cell]) for cell in cells}
             for cell in cells:
-                if trims.explain(edges[cell], index):
+                if trims.explain(cell, index):
                     del values[cell]
             parts.append(Part(index, call, ret, True, False, values))
             continue
@@ -450,6 +468,15 @@ def _near_each_cell(
     return found
 
 
+def _of_use(parts: list[Part]) -> list[Part]:
+    """Without what may be left out, and leaves nothing that is read: in any order it is as well left out.
+
+    A failed request is as many parts as it has cells, and of each subset of them it may be that it has happened.
+    """
+    wanted = {(cell, value) for part in parts if part.is_read for cell, value in part.values.items()}
+    return [part for part in parts if not part.optional or not wanted.isdisjoint(part.values.items())]
+
+
 def _each_once(parts: list[Part], at_first: list[str], edges: list[int]) -> tuple[list[Part], list[str], list[int]]:
     """The same, with one cell for all those on which the same was done: one speaks for all."""
     cells: dict[tuple[object, ...], int] = {}
@@ -483,7 +510,7 @@ def _first_value(history: History, parts: list[Part], cell: int, near: list[int]
             clusters.setdefault(part.values[cell], []).append(part)
     times = [part.call for part in zero_reads]
     times.extend(min([part.ret for part in of] + [max(part.call for part in of)]) for of in clusters.values())
-    first, last = min(times), max(part.ret for part in zero_reads)
+    first, last = -NEVER if BASE in wanted else min(times), max(part.ret for part in zero_reads)
     for index in near:
         if _written(history, index) != ZERO:
             continue
@@ -498,20 +525,31 @@ def _first_value(history: History, parts: list[Part], cell: int, near: list[int]
 def _has_order(parts: list[Part], at_first: list[str]) -> bool:
     """Whether some order of all that is not optional is legal: depth first, remembering what led nowhere.
 
+    Nothing goes on from where something that is still to be read has been overwritten, and nobody is left to write it.
     A read that fits is taken at once, since it changes nothing, unless something optional would then come too late. Of
     zero writes of the same cells that may both come next only the one that returns first is tried, since the other can
-    take its place in any order.
+    take its place in any order; unless, again, it was invoked so late that something optional would come too late.
     """
     needed = sum(1 << number for number, part in enumerate(parts) if not part.optional)
     everything = (1 << len(parts)) - 1
+    wants = [
+        (1 << number, cell, value, sum(1 << of for of, it in enumerate(parts) if _writes(it, cell, value)))
+        for number, part in enumerate(parts)
+        if part.is_read
+        for cell, value in part.values.items()
+    ]
     start = (everything, tuple(at_first), -NEVER)
     known = {start}
     todo = [start]
+    looks = 0
     while todo:
         left, held, latest = todo.pop()
         if not left & needed:
             return True
-        if len(known) > STEPS_MAX:
+        if any(left & read and held[cell] != value and not left & writers for read, cell, value, writers in wants):
+            continue
+        looks += len(parts)
+        if len(known) > STEPS_MAX or looks > LOOKS_MAX:
             raise TooLarge(f"a conflict of {len(parts)} operations has too many orders to try")
         for number in _next_ones(parts, left, needed, latest, held):
             part = parts[number]
@@ -525,13 +563,17 @@ def _has_order(parts: list[Part], at_first: list[str]) -> bool:
     return False
 
 
+def _writes(part: Part, cell: int, value: str) -> bool:
+    return not part.is_read and part.values.get(cell) == value
+
+
 def _next_ones(parts: list[Part], left: int, needed: int, latest: int, held: tuple[str, ...]) -> list[int]:
     """The operations that may come next, and are worth trying."""
     there = [number for number in range(len(parts)) if left >> number & 1]
     limit = min(parts[number].ret for number in there if needed >> number & 1)
     there = [number for number in there if parts[number].call <= limit and parts[number].ret >= latest]
     first_left_out = min((parts[number].ret for number in there if parts[number].optional), default=NEVER)
-    zeroes: dict[tuple[tuple[int, ...], bool], int] = {}
+    zeroes: dict[tuple[tuple[int, ...], bool], int] = {}  # When those were invoked that are tried, by kind.
     found = []
     for number in sorted(there, key=lambda number: parts[number].ret):
         part = parts[number]
@@ -543,8 +585,8 @@ def _next_ones(parts: list[Part], left: int, needed: int, latest: int, held: tup
             continue
         if set(part.values.values()) == {ZERO}:
             kind = (tuple(part.values), part.optional)
-            if kind in zeroes:
+            if kind in zeroes and zeroes[kind] <= max(part.call, first_left_out):
                 continue
-            zeroes[kind] = number
+            zeroes[kind] = min(zeroes.get(kind, NEVER), part.call)
         found.append(number)
     return found

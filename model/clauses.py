@@ -32,6 +32,9 @@ Pairs = Sequence[tuple[int, int]]
 
 _NO_CLAUSE: tuple[int, ...] = ()
 
+# The meter is told when so many places of the order have been looked at.
+FAR = 10_000
+
 
 class NoOrder(Exception):
     """There is no order. `origin` are the operations that show it."""
@@ -132,7 +135,7 @@ class Choices:
                 continue
             if self._facts:
                 earlier, later = self._facts[-1]
-                cycle = self.timeline.add(earlier, later, FACT)
+                cycle = self._add(earlier, later, FACT)
                 if cycle is None:
                     self._facts.pop()
                 else:
@@ -154,11 +157,18 @@ class Choices:
         pairs = variable.true_pairs if literal > 0 else variable.false_pairs
         while variable.added < len(pairs):
             earlier, later = pairs[variable.added]
-            cycle = self.timeline.add(earlier, later, literal)
+            cycle = self._add(earlier, later, literal)
             if cycle is not None:
                 return cycle
             variable.added += 1
         return None
+
+    def _add(self, earlier: int, later: int, tag: int) -> Cycle | None:
+        cycle = self.timeline.add(earlier, later, tag)
+        if self.timeline.looked_at > FAR:
+            self._meter.work(self.timeline.looked_at)
+            self.timeline.looked_at = 0
+        return cycle
 
     def _look_at(self, number: int) -> bool:
         """Take what a clause says, if only one of its literals is not false; whether there was a conflict."""

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from model.budget import Budget, Meter
+from model.budget import Budget, Meter, Spent
 from model.cells import Cell, Cut
 from model.clauses import NoOrder
 from model.group import NOBODY, Group, group_of
-from model.history import NEVER
+from model.history import BASE, NEVER
 from model.mending import Mending
 
+# How long to look for fewer. What is there then is shown.
+ALL = Budget(seconds=5.0)
 # What one attempt may cost; of one that costs more it is not known that there is no order, and nothing is left out.
 ATTEMPT = Budget(steps=5_000, seconds=2.0, entries=5_000)
 
@@ -33,6 +35,7 @@ class Few:
         self, found: Cut, cells: Sequence[Cell], base_is_zero: bool, group: Group, operations: Iterable[int]
     ) -> None:
         self._found, self._base_is_zero = found, base_is_zero
+        self._meter = Meter(ALL)
         self._number = {part: operation for operation, part in enumerate(group.parts)}
         self._group = group
         self._parts = self._with_writers({group.parts[operation] for operation in operations})
@@ -97,6 +100,8 @@ class Few:
 
     def _core(self, parts: Iterable[int]) -> set[int] | None:
         """Which of these have no order, if they have none."""
+        if not self._meter.in_time():
+            return None
         there = self._with_writers(parts)
         call, ret = self._found.call, self._found.ret
         cells: list[Cell] = []
@@ -115,6 +120,8 @@ class Few:
         group = group_of(self._found, cells, self._base_is_zero, zero_at_first, free)
         try:
             Mending(group, Meter(ATTEMPT)).run()
+        except Spent:
+            return None
         except NoOrder as reason:
             return {group.parts[operation] for operation in reason.origin} - {NOBODY}
         return None
@@ -138,6 +145,8 @@ class Few:
         for part, value in zip(cell.reads, cell.read_values, strict=True):
             f[value] = min(f.get(value, NEVER), ret[part])
             s[value] = max(s.get(value, -NEVER), call[part])
+        if BASE in f:  # It was written before all time.
+            f[BASE] = -NEVER
         times = [call[part] for part in cell.zero_reads] + list(f.values()) + list(s.values())
         return min(times), max(ret[part] for part in cell.zero_reads)
 

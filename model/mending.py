@@ -19,13 +19,14 @@ else: `model/group.py`.)
 Source:  Tan, Zhao, Mu and Walfish, "Cobra: making transactional key-value stores verifiably serializable", 2020, for
          serializability as choices between edges of a graph. That the order itself says which choices matter is ours.
 Shapes:  operations of a Group, by number.
-Errors:  NoOrder, with the operations of which there is no order.
+Errors:  NoOrder, with the operations of which there is no order. Spent, when the first order takes all the time.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from model.budget import Meter, Spent
@@ -38,18 +39,34 @@ from model.timeline import Timeline
 # Told how many operations have been replayed; it may become less.
 Progress = Callable[[int], None]
 
+# So many zero writes are named at first that a read may have read.
+FEW = 2
+
+
+@dataclass(slots=True)
+class _Named:
+    """Zero writes that a read may have read: those named in clauses, the nearest first, and the rest.
+
+    others: the last literal of each clause but the last: it was one that the next clause names
+    """
+
+    rest: list[int]
+    clauses: list[list[int]] = field(default_factory=list)
+    others: list[int] = field(default_factory=list)
+
 
 class Mending:
     """Replays an order, and changes it where a read does not fit. The order is made when this is."""
 
     def __init__(self, group: Group, meter: Meter) -> None:
         self.group, self.meter = group, meter
-        self.timeline = Timeline(group.call, group.ret, group.writers, group.readers, first_order(group))
+        self.timeline = Timeline(group.call, group.ret, group.writers, group.readers, first_order(group, meter))
         self.choices = Choices(self.timeline, meter)
         self.held = list(group.at_first)
         self.replayed = 0
         self.log: list[tuple[int, int, list[int]]] = []  # (place, first cell, what was there) of each write.
-        self.latest: dict[int, list[int]] = {}  # By cell, beside its zero writes: the latest response up to each.
+        self.zeroes: dict[int, tuple[list[int], list[int], list[int]]] = {}  # By cell; see _zeroes_between.
+        self.named: dict[tuple[int, int, int], _Named] = {}  # By read, cell, and what it holds.
         # Variables, by what they are about.
         self.pairs: dict[tuple[int, int], int] = {}
         self.sources: dict[tuple[int, int, int], int] = {}
@@ -84,7 +101,8 @@ class Mending:
         self._go_back_to(min([self.timeline.changed_from, *self._changed_their_minds()]))
         self.timeline.changed_from = len(order)
         firsts, behinds, writes, optional = group.first, group.behind, group.writes, group.optional
-        for place in range(self.replayed, len(order)):
+        start = self.replayed
+        for place in range(start, len(order)):
             operation = order[place]
             first, behind, expected = firsts[operation], behinds[operation], group.expected[operation]
             if expected is None:
@@ -94,6 +112,7 @@ class Mending:
                 held[first:behind] = [writes[operation]] * (behind - first)
             elif held[first:behind] != expected and self._wrong_cell(operation) is not None:
                 self.replayed = place
+                self.meter.work(place - start)
                 return operation
         self.replayed = len(order)
         return None
@@ -150,6 +169,7 @@ class Mending:
             operation = order[place]
             is_write = group.expected[operation] is None and group.first[operation] <= at < group.behind[operation]
             if is_write and self._counts(operation):
+                self.meter.work(self.timeline.place[read] - place)
                 return operation
         raise AssertionError("what was there at first is not what anybody wrote")
 
@@ -164,29 +184,68 @@ class Mending:
         self._require(("passed over", read, wanted, zero), literals, (read, zero, *([wanted] if wanted >= 0 else ())))
 
     def _mend_zero(self, read: int, at: int, held: int) -> None:
-        """A read of zero finds something else."""
-        group, place = self.group, self.timeline.place
-        zeroes = self._zeroes_between(at, group.call[held] if held >= 0 else -NEVER, group.ret[read])
-        literals = []
-        if held >= 0:
-            literals.append((place[read] - place[held], -self._pair(held, read)))
+        """A read of zero finds something else.
+
+        It may have read any of thousands of zero writes without an answer. So a clause names the nearest few, and has a
+        literal for "one of the others"; when that is true, another clause says which, again with few of them.
+        """
+        about = (read, at, held)
+        if about not in self.named:
+            since = self.group.call[held] if held >= 0 else -NEVER
+            zeroes = self._zeroes_between(at, since, self.group.ret[read])
+            self.meter.work(len(zeroes))
+            self.named[about] = _Named(sorted(zeroes, key=lambda zero: self._way(zero, read, held)))
+            self._name_more(about)
+            return
+        for literals in self.named[about].clauses:
+            if not (literals[-1] in self.named[about].others and self.choices.value(literals[-1]) > 0):
+                self._choose_from(literals)
+                return
+        self._name_more(about)
+
+    def _name_more(self, about: tuple[int, int, int]) -> None:
+        """Name more of the zero writes that a read may have read, twice as many as before."""
+        read, _, held = about
+        named, place = self.named[about], self.timeline.place
+        count = FEW << len(named.clauses)
+        zeroes, named.rest = named.rest[:count], named.rest[count:]
+        ways = []
+        if not named.clauses and held >= 0:
+            ways.append((place[read] - place[held], -self._pair(held, read)))
         for zero in zeroes:
             behind = self._all_before(held, zero) if held >= 0 else []
-            source = self._source(held, zero, read, [*behind, (zero, read)])
-            way = place[held] - place[zero] if held >= 0 and place[zero] < place[held] else place[zero] - place[read]
-            literals.append((max(way, 0), source))
-        origin = (read, *zeroes, *([held] if held >= 0 else ()))
-        self._require(("zero", read, at, held), [literal for _, literal in sorted(literals)], origin)
+            ways.append((self._way(zero, read, held), self._source(held, zero, read, [*behind, (zero, read)])))
+        literals = [literal for _, literal in sorted(ways)]
+        before = [-named.others[-1]] if named.others else []
+        if named.rest:
+            named.others.append(self.choices.variable((), (), ()))
+            literals.append(named.others[-1])
+        named.clauses.append(literals)
+        self.choices.require([*before, *literals], (read, *zeroes, *([held] if held >= 0 else ())))
+
+    def _way(self, zero: int, read: int, held: int) -> int:
+        """How far a zero write would have to be moved to come between."""
+        place = self.timeline.place
+        if held >= 0 and place[zero] < place[held]:
+            return place[held] - place[zero]
+        return max(place[zero] - place[read], 0)
 
     def _zeroes_between(self, at: int, since: int, until: int) -> list[int]:
-        """The zero writes of a cell that may have taken effect between two times."""
-        group = self.group
-        writes = group.zero_writes[at]
-        if at not in self.latest:
-            self.latest[at] = list(accumulate((group.ret[zero] for zero in writes), max))
-        first = bisect_left(self.latest[at], since)
-        last = bisect_right(writes, until, key=group.call.__getitem__)
-        return [zero for zero in writes[first:last] if group.ret[zero] >= since]
+        """The zero writes of a cell that may have taken effect between two times.
+
+        Those that never returned are kept apart: with the latest response up to each of the others, they are few.
+        """
+        call, ret = self.group.call, self.group.ret
+        if at not in self.zeroes:
+            writes = self.group.zero_writes[at]
+            returned = [zero for zero in writes if ret[zero] < NEVER]
+            latest = list(accumulate((ret[zero] for zero in returned), max))
+            self.zeroes[at] = returned, latest, [zero for zero in writes if ret[zero] >= NEVER]
+        returned, latest, never = self.zeroes[at]
+        first = bisect_left(latest, since)
+        last = bisect_right(returned, until, key=call.__getitem__)
+        found = [zero for zero in returned[first:last] if ret[zero] >= since]
+        return found + never[: bisect_right(never, until, key=call.__getitem__)]
 
     def _require(self, about: tuple[object, ...], literals: list[int], origin: tuple[int, ...]) -> None:
         """See that one of these is so; if that does not follow, choose the first that is open."""
@@ -194,9 +253,13 @@ class Mending:
             self.required.add(about)
             self.choices.require(literals, origin)
         else:
-            still_open = [literal for literal in literals if not self.choices.value(literal)]
-            assert still_open, "a read does not fit, and all that can be done about it has been done"
-            self.choices.choose(still_open[0])
+            self._choose_from(literals)
+
+    def _choose_from(self, literals: list[int]) -> None:
+        """Choose the first that is open."""
+        still_open = [literal for literal in literals if not self.choices.value(literal)]
+        assert still_open, "a read does not fit, and all that can be done about it has been done"
+        self.choices.choose(still_open[0])
 
     # What there is to choose.
 

@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from heapq import heappop, heappush
 
+from model.budget import Meter
 from model.group import ANYTHING, NOBODY, ZEROED, Group
 
 
-def first_order(group: Group) -> list[int]:
-    """All operations, in an order."""
-    return _Schedule(group).run()
+def first_order(group: Group, meter: Meter) -> list[int]:
+    """All operations, in an order. Spent, if that takes more time than there is."""
+    return _Schedule(group, meter).run()
 
 
 class _Schedule:
     """held: by cell, what it holds; left: how many reads of that are to come; zero_left: how many zero reads are."""
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, meter: Meter) -> None:
+        self.group, self.meter = group, meter
         self.order: list[int] = []
         self.taken = bytearray(len(group.parts))
         self.held = list(group.at_first)
@@ -132,7 +133,7 @@ class _Schedule:
             elif value == held[at]:
                 left[at] -= 1
                 if not left[at] and at in self.writes_at:
-                    self.todo += self.writes_at.pop(at)
+                    self._look_again_at(self.writes_at.pop(at))
             elif value >= 0 and not self.taken[value]:
                 self.counts[value][at - self.group.first[value]] -= 1
 
@@ -143,9 +144,14 @@ class _Schedule:
         if self.reads_at or self.writes_at:
             for at in range(first, behind):
                 if at in self.reads_at:
-                    self.todo += self.reads_at.pop(at)
+                    self._look_again_at(self.reads_at.pop(at))
                 if at in self.writes_at:
-                    self.todo += self.writes_at.pop(at)
+                    self._look_again_at(self.writes_at.pop(at))
+
+    def _look_again_at(self, operations: list[int]) -> None:
+        """There may be as many as are in flight, again and again: all there are, if all are."""
+        self.meter.work(len(operations))
+        self.todo += operations
 
 
 def _count(group: Group) -> tuple[list[int], dict[int, list[int]]]:

@@ -40,6 +40,7 @@ class Timeline:
     follows, leads: by operation, those that come before it, and behind it, in any case, whatever the times say
     order, place:  which is where, and where is which
     changed_from:  the first place at which the order has changed since whoever reads it last reset this
+    looked_at:     how many places had to be looked at; it is reset likewise
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Timeline:
         for where, operation in enumerate(order):
             self.place[operation] = where
         self.changed_from = len(order)
+        self.looked_at = 0
         self._before: _Next = {}
         self._after: _Next = {}
 
@@ -64,6 +66,7 @@ class Timeline:
         """Take in a constraint; or the cycle that it would close, and nothing has changed."""
         first, last = self.place[later], self.place[earlier]
         if first <= last:
+            self.looked_at += last - first + 1
             behind = self._behind(later, first, last)
             if earlier in behind:
                 return self._cycle(behind, earlier, later)

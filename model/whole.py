@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from model.budget import Meter
+from model.budget import Meter, Spent
 from model.cells import Cut
 from model.clauses import NoOrder
 from model.few import Few
@@ -52,6 +52,8 @@ def decide_group(
     progress(MENDING_SHARE)
     try:
         order = Mending(group, meter).run(lambda done: progress(MENDING_SHARE + (1 - MENDING_SHARE) * done / count))
+    except Spent:
+        return None
     except NoOrder as reason:
         few = Few(found, cells, base_is_zero, group, reason.origin)
         parts = few.smallest()

@@ -60,7 +60,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import compress
 from operator import lt
@@ -415,6 +415,7 @@ def _epoch_refutation(cell: Cell, cut: Cut, clusters: Clusters, items: Items, fa
 # The smallest thing that is wrong.
 
 _ALL_AT_ONCE = 64  # Up to so many, each is tried by itself; of more, halves and quarters go first.
+_WORK_MAX = 2_000_000  # When so many clusters, reads and writes have been looked at, what is left is few enough.
 
 
 def _core(items: Items, starved: int) -> list[Step]:
@@ -433,11 +434,15 @@ def _core(items: Items, starved: int) -> list[Step]:
     while many < len(named) and not _fails(items, named[-many:], last):
         many *= 2
     named = named[-many:]
+    items, work = _only_what_matters(items, named), 0
     size = max(len(named) // 2, 1) if len(named) > _ALL_AT_ONCE else 1
     while True:
         at = 0
         while at < len(named):
             fewer = named[:at] + named[at + size :]
+            work += len(fewer) + len(items.writes)
+            if work > _WORK_MAX:
+                return named
             if _fails(items, fewer, last):
                 named = fewer
             else:
@@ -445,6 +450,18 @@ def _core(items: Items, starved: int) -> list[Step]:
         if size == 1:
             return named
         size = max(size // 2, 1)
+
+
+def _only_what_matters(items: Items, named: list[Step]) -> Items:
+    """Without the zero writes that come before or behind all that is named; of fewer, more do."""
+    first, _ = _span(items, named)
+    kept = _zero_writes_that_matter(items, named)
+    return replace(
+        items,
+        writes=[items.writes[at] for at in kept],
+        optional=[items.optional[at] for at in kept],
+        zero_at_first=items.zero_at_first or any(ret < first for _, ret in items.writes),
+    )
 
 
 def _zero_writes_that_matter(items: Items, named: list[Step]) -> list[int]:

@@ -136,6 +136,71 @@ def test_a_conflict_may_not_reach_over_what_the_level_promises():
         verify_conflict(history_of(*rows), "block", Conflict((0, 1), 0, 4))
 
 
+# Right histories, and operations of them that might seem to have no order.
+RIGHT_AFTER_ALL = [
+    (
+        "the base is read after a zero write that failed and has not happened",
+        [
+            ("zero", 0, 1, 0, 1, None, "EIO"),
+            ("read", 0, 1, 5, 6, "base"),
+            ("zero", 0, 1, 7, 8),
+            ("read", 0, 1, 9, 10, "zero"),
+        ],
+        (1, 2, 3),
+    ),
+    (
+        "of two zero writes the one that ends first begins too late for a failed write to come after it",
+        [
+            ("zero", 0, 1, 0, 100),
+            ("zero", 0, 1, 10, 50),
+            ("write", 0, 1, 0, 5, "x", "EIO"),
+            ("write", 1, 1, 0, 100, "y"),
+            ("read", 0, 2, 0, 100, (("zero", 1), ("base", 1))),
+            ("read", 0, 2, 0, 100, (("x", 1), ("y", 1))),
+        ],
+        (0, 1, 2, 3, 4, 5),
+    ),
+]
+
+
+@pytest.mark.parametrize(("_what", "rows", "operations"), RIGHT_AFTER_ALL, ids=[what for what, *_ in RIGHT_AFTER_ALL])
+def test_what_has_an_order_is_not_refuted(_what, rows, operations):
+    history = history_of(*rows, size=2)
+    assert decide(history, "request").verdict == judge(history, "request") == Verdict.LINEARIZABLE
+    with pytest.raises(AssertionError, match="has an order"):
+        verify_conflict(history, "request", Conflict(operations, 0, 2))
+
+
+def test_of_a_failed_request_only_the_cells_on_which_it_was_read_are_tried():
+    """Each of its cells may have happened or not: with all of them there would be millions of orders."""
+    torn = tuple(("ab"[at % 2], 1) for at in range(24))
+    history = history_of(
+        ("write", 0, 24, 0, 9, "a"),
+        ("write", 0, 24, 0, 9, "b"),
+        ("write", 0, 24, 0, 9, "c", "EIO"),
+        ("read", 0, 1, 0, 9, "c"),
+        ("read", 0, 24, 10, 11, torn),
+        size=24,
+    )
+    verify_conflict(history, "request", Conflict((0, 1, 2, 3, 4), 0, 24))
+
+
+@pytest.mark.parametrize("unchecked", [(1, 1), (1, 3), (1, 2), (-1, 1), (1, 1 - 4)])
+def test_only_reads_of_a_cell_go_unchecked_there(unchecked):
+    """Else one could make up for an operation that is not in the order, such as a read that nothing explains."""
+    stale = history_of(
+        ("write", 0, 1, 0, 1, "a"),
+        ("read", 0, 1, 4, 5, "base"),
+        ("trim", 1, 1, 0, 1),
+        ("flush", 0, 0, 3, 9),
+        size=2,
+        trim_reads_zero=False,
+    )
+    orders = [GroupOrder(0, 1, [0]), GroupOrder(1, 2, [2])]
+    with pytest.raises(AssertionError):
+        verify_order(stale, "request", Order([0, 1, 2], orders, [unchecked]))
+
+
 @MANY
 @given(histories(3, 6), st.sampled_from(LEVELS), st.data())
 def test_no_few_operations_refute_what_is_linearizable(history, level, data):
