@@ -1,7 +1,8 @@
 """What processes took: processor time and memory, of a server with all its threads and children, and of the machine.
 
 Source:  proc(5): /proc/PID/stat (utime, stime, cutime, cstime), /proc/PID/smaps_rollup (Anonymous), /proc/stat.
-Units:   seconds of processor time, in steps of a clock tick; memory in bytes.
+         clock_gettime(2) and the kernel's CPUCLOCK_SCHED, for a process's own time to the nanosecond.
+Units:   seconds of processor time; that of children that have ended comes in steps of a clock tick. Memory in bytes.
 Errors:  a process that has gone counts as nothing: whoever reaped it has its time in cutime and cstime.
 Omits:   memory that is no process's own: the page cache, and files that are mapped.
 """
@@ -9,11 +10,13 @@ Omits:   memory that is no process's own: the page cache, and files that are map
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+CPUCLOCK_SCHED = 2
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -59,10 +62,17 @@ def tree(among: Mapping[int, Process], root: int) -> list[int]:
     return found
 
 
-def cpu_of_tree_s(among: Mapping[int, Process], root: int) -> float:
+def own_s(process: Process) -> float:
+    """Of all its threads, those that have ended among them."""
+    try:
+        return time.clock_gettime(~process.pid << 3 | CPUCLOCK_SCHED)
+    except OSError:  # it has gone, or it is a zombie
+        return process.own_ticks / TICKS_PER_S
+
+
+def cpu_of_tree_s(among: Mapping[int, Process], root: int, own_s: Callable[[Process], float] = own_s) -> float:
     """Of a process, all its threads, its descendants, and those of them that have ended."""
-    ticks = sum(among[pid].own_ticks + among[pid].reaped_ticks for pid in tree(among, root))
-    return ticks / TICKS_PER_S
+    return sum(own_s(among[pid]) + among[pid].reaped_ticks / TICKS_PER_S for pid in tree(among, root))
 
 
 def cpu_s(roots: Iterable[int]) -> float:

@@ -77,6 +77,7 @@ def _section(row: RowResult) -> list[str]:
         plot(row),
         "<ul>",
         *(f"<li{_class(line)}>{escape(line)}</li>" for line in verdicts(row)),
+        *(f"<li>{escape(server.name)}: {escape(server.remark)}</li>" for server in row.servers if server.remark),
         *(
             f'<li class="faint">{escape(server.name)} was not measured: {escape(server.cannot)}</li>'
             for server in row.servers

@@ -14,8 +14,9 @@ HEADINGS = ("", "median", "least", "most", "ratio", "server", "client", "p50", "
 
 EXPLAINED = """\
 Ratio: how many times better cowproof's median is than that server's; above 1, cowproof is ahead. Server and client:
-processor time (all threads and children) for a GiB, for 100,000 requests, or for the whole row. MiB: anonymous memory
-of the server when the row was done. p50 and p99: medians over the rounds, as the client saw them."""
+processor time (all threads and children) for a GiB, for 100,000 requests, or for the whole row; the client's start and
+end are in its time. MiB: anonymous memory of the server when the row was done. p50 and p99: medians over the
+rounds, as the client saw them."""
 
 
 def head(results: Results) -> list[str]:
@@ -38,6 +39,7 @@ def row_lines(row: RowResult) -> list[str]:
     ]
     lines += [f"  {line}" for line in aligned([heading, *table])] if table else []
     lines += [f"  {server.name}: not measured: {server.cannot}" for server in row.servers if server.cannot]
+    lines += [f"  {server.name}: {server.remark}" for server in row.servers if server.samples and server.remark]
     lines += [f"  {line}" for line in verdicts(row)]
     return [*lines, ""]
 

@@ -102,12 +102,13 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(slots=True)
 class ServerResult:
-    """A server in a row. `cannot`: why it has no samples."""
+    """A server in a row. `cannot`: why it has no samples; `remark`: what has to be said beside them."""
 
     name: str
     shown: str
     samples: list[Sample] = field(default_factory=list)
     cannot: str = ""
+    remark: str = ""
 
     def of(self, number: Callable[[Sample], float | None]) -> Spread | None:
         """The spread of a number of its samples, if they have it."""

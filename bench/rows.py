@@ -83,7 +83,7 @@ class Row:
         following = {
             "several": self.connections > 1,
             "kept": self.prepared != "fresh",
-            "overlay": self.anew or self.prepared != "fresh",
+            "overlay": (self.anew and not self.is_about_start) or self.prepared != "fresh",
             "slow": self.base.startswith("slow"),
             self.mode: bool(self.mode),
             self.base: True,
@@ -290,6 +290,7 @@ def _slow() -> Iterator[Row]:
             base=f"slow{latency_ms}",
             anew=True,
             wanted="slow parts",
+            traits=frozenset({"parts"}),
             quick=(latency_ms, depth) == (10, 64),
         )
 
@@ -305,6 +306,7 @@ def _whole_disk() -> Iterator[Row]:
             prepared="allocated",
             anew=True,
             wanted="trim",
+            traits=frozenset({name}),
         )
     yield Row(
         "block-status",
@@ -327,7 +329,6 @@ def _connections() -> Iterator[Row]:
             "rate",
             _connect(c),
             "own",
-            traits=frozenset({"connections"}),
         )
     yield Row("start", "from its start to its first handshake", "time", _nothing, "own", anew=True, is_about_start=True)
 
@@ -337,13 +338,14 @@ def _memory() -> Iterator[Row]:
         told = f"{size[0]} TiB"
         yield Row(
             f"memory-idle-{size.lower()}",
-            f"anonymous memory of a server of {told} after one handshake",
+            f"anonymous memory of a server of {told} with one connection that has asked for nothing",
             "memory",
             _nothing,
             "own",
             base=size,
             anew=True,
             is_about_start=True,
+            idle_beside=1,
             wanted="memory, idle" if size == "1T" else "",
         )
         load = Load("randrw", 4 * KIB, 32, requests=MEMORY_LOAD_REQUESTS)
@@ -355,6 +357,7 @@ def _memory() -> Iterator[Row]:
             base=size,
             anew=True,
             wanted="memory, after load" if size == "1T" else "",
+            traits=frozenset({"kept"}),
             settings=False,
         )
 

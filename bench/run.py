@@ -68,6 +68,11 @@ def reason_against(server: Server, row: Row) -> str:
     return absent(server, "slow" in row.all_traits)
 
 
+def remark_on(server: Server, row: Row) -> str:
+    """What has to be said beside its figures, if anything."""
+    return "; ".join(server.remarks[trait] for trait in sorted(row.all_traits) if trait in server.remarks)
+
+
 def fits(server: Server, row: Row) -> bool:
     """Whether a setting is worth showing in a row."""
     if server.setting_of and not row.settings:
@@ -108,6 +113,7 @@ class Run:
         found = {server.name: ServerResult(server.name, server.shown) for server in servers}
         for server in servers:
             found[server.name].cannot = reason_against(server, row)
+            found[server.name].remark = remark_on(server, row)
         is_first = True
         for round_ in range(self.settings.rounds + 1):
             for server in servers:

@@ -23,14 +23,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from check.live.servers import COWPROOF, ROOT, end_process, find, missing, path_of, uri_of
+from check.live.servers import COWPROOF, ROOT, find, missing, path_of, uri_of
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse
 from impl.errors import StartError
 from impl.nbd.client_handshake import ClientHandshake
 
 START_LIMIT_S = 30.0
-END_LIMIT_S = 10.0
+END_LIMIT_S = 60.0
 POLL_S = 0.001
 SOCKET_PATH_MAX_BYTES = 107
 UPSTREAM_THREADS = 64
@@ -72,6 +72,7 @@ class Server:
 
     command:  how it is started at a place; what has to be there before is made by `before`, which may leave a process
     lacks:    why it cannot do rows with a trait that `bench.rows` names
+    remarks:  what has to be said beside its figures in rows with a trait
     only:     rows with one of these traits, where the setting makes a difference; empty, all
     setting_of: the server of which this is another setting
     export:   what stands behind `nbd+unix:///`
@@ -83,6 +84,7 @@ class Server:
     command: Callable[[Place], list[str]]
     before: Callable[[Place, ExitStack], int | None] = lambda place, stack: None
     lacks: Mapping[str, str] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[str] = frozenset()
     setting_of: str = ""
     export: str = ""
@@ -140,7 +142,9 @@ def _nbdkit(*options: str) -> Callable[[Place], list[str]]:
 def _nbdkit_over(base: Base, socket: Path, *options: str) -> list[str]:
     command = [find("nbdkit"), "-f", "--exit-with-parent", "-U", str(socket), *options]
     if base.latency_ms:
-        return [*command, "--filter=delay", "file", str(base.path), f"rdelay={base.latency_ms}ms"]
+        # Without noextents, qemu-nbd would be told that the file is one hole, and would never read it.
+        delay = ["--filter=noextents", "--filter=delay"]
+        return [*command, *delay, "file", str(base.path), f"rdelay={base.latency_ms}ms"]
     return [*command, "file", str(base.path)]
 
 
@@ -183,6 +187,8 @@ def _nbd_server(place: Place) -> list[str]:
     return [find("nbd-server"), "-C", str(config), "-p", str(place.pidfile)]
 
 
+_NBDKIT = {"trim": "its trim frees no space"}
+_WHOLE_BLOCKS = {"parts": "a request of 4k is a whole block here, so nothing is read from the base"}
 _OWN_COPIES = "what one connection writes, no other sees, and it is gone with its connection"
 
 SERVERS = [
@@ -192,6 +198,7 @@ SERVERS = [
         (),
         "cowproof serve --cow-block-size=4K BASE",
         _cowproof("--cow-block-size=4K"),
+        remarks=_WHOLE_BLOCKS,
         setting_of="cowproof",
     ),
     Server(
@@ -210,8 +217,15 @@ SERVERS = [
         only=frozenset({"overlay"}),
         setting_of="cowproof",
     ),
-    Server("nbdkit", ("nbdkit",), "nbdkit --filter=cow file BASE", _nbdkit()),
-    Server("nbdkit-t64", ("nbdkit",), "nbdkit -t 64 --filter=cow file BASE", _nbdkit("-t", "64"), setting_of="nbdkit"),
+    Server("nbdkit", ("nbdkit",), "nbdkit --filter=cow file BASE", _nbdkit(), remarks=_NBDKIT),
+    Server(
+        "nbdkit-t64",
+        ("nbdkit",),
+        "nbdkit -t 64 --filter=cow file BASE",
+        _nbdkit("-t", "64"),
+        remarks=_NBDKIT,
+        setting_of="nbdkit",
+    ),
     Server(
         "qemu-nbd",
         ("qemu-nbd", "qemu-img"),
@@ -239,6 +253,7 @@ SERVERS = [
             COPY_ON_READ: "it has no copy-on-read",
             "8T": "its map takes 8 GiB of memory for each connection",
         },
+        remarks={"overlay": "it corrupts data when it has more than one request in flight"},
         export="disk",
         daemon=True,
     ),
@@ -295,7 +310,17 @@ def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
     try:
         yield process
     finally:
-        end_process(process)
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Freeing an overlay of some GiB takes a file system seconds, and a server is not gone until it has."""
+    process.terminate()
+    try:
+        process.wait(END_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
