@@ -20,7 +20,7 @@ WIDTH, NAMES, NUMBERS = 420, 130, 90
 BAR, GAP = 14, 8
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; --faint: #8a8a94; --ours: #1f6feb; --peer: #a9b0ba;
+:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; --faint: #63636d; --ours: #1f6feb; --peer: #a9b0ba;
   --line: #d8d8de; --missed: #b42318; --met: #1a7f37; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6ea; --paper: #16171a; --faint: #9a9aa6; --ours: #58a6ff;
   --peer: #59616c; --line: #34363c; --missed: #ff7b72; --met: #56d364; } }

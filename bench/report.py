@@ -46,7 +46,7 @@ def row_lines(row: RowResult) -> list[str]:
 
 def verdicts(row: RowResult) -> list[str]:
     """What was asked, who is ahead, what makes it doubtful."""
-    return [*map(str, marks(row)), *(f"ahead: {line}" for line in ahead(row)), *(f"noisy: {n}" for n in row.noise())]
+    return [*map(str, marks(row)), *ahead(row), *(f"noisy: {n}" for n in row.noise())]
 
 
 def _cells(row: RowResult, server: ServerResult) -> list[str]:

@@ -131,5 +131,5 @@ def ahead(row: RowResult) -> list[str]:
         theirs = best(row, peer)
         found = None if theirs is None else row.ratio(ours, theirs)
         if theirs is not None and found is not None and found < 1:
-            told.append(f"{theirs.name} is ahead, {1 / found:.2f} times" if found else f"{theirs.name} is ahead")
+            told.append(f"ahead: {theirs.name}, {1 / found:.2f} times" if found else f"ahead: {theirs.name}")
     return told

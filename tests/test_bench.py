@@ -4,6 +4,7 @@ Source:  proc(5), fio(1), docs/benchmarks.md.
 """
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -479,9 +480,9 @@ def test_memory_has_a_limit_of_its_own_and_is_compared_with_nobody(mib, verdict)
 
 def test_who_is_ahead_is_told_whatever_was_asked():
     row = row_of(result("cowproof", 100), result("nbdkit", 150), result("qemu-nbd", 50), asked="")
-    assert ahead(row) == ["nbdkit is ahead, 1.50 times"]
-    assert "  ahead: nbdkit is ahead, 1.50 times" in row_lines(row)
-    assert "  row: nbdkit is ahead, 1.50 times" in summary([row])
+    assert ahead(row) == ["ahead: nbdkit, 1.50 times"]
+    assert "  ahead: nbdkit, 1.50 times" in row_lines(row)
+    assert "  row: ahead: nbdkit, 1.50 times" in summary([row])
 
 
 def test_nothing_is_asked_or_said_where_we_were_not_measured():
@@ -681,4 +682,18 @@ def test_every_server_that_is_found_can_be_measured(row, tmp_path, short_path):
     for server in found.servers:
         assert len(server.samples) == (not servers.absent(server_named(server.name))), server.cannot
     assert all(server.samples[0].memory_bytes > 0 for server in found.servers if server.samples)
+    assert not list(short_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_early_shows_what_it_has_and_leaves_nothing(number, short_path):
+    told = ["--rows", "start", "--servers", "cowproof", "--rounds", "1000", "--size", "16M", "--directory", short_path]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", *map(str, told)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr.readline() == b"start\n"
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, b"")
+    assert b"Ratio: " in output
     assert not list(short_path.iterdir())
