@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from impl.client import Client, connect
+from impl.client.client import STATUS_LENGTH_MAX_BYTES
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse
 from impl.nbd.client_handshake import ClientHandshake
@@ -42,7 +43,6 @@ PIECE_BYTES = 32 << 20  # as much as the standard lets a client ask for without 
 MIX_BYTES = 1 << 20
 SCATTER_STRIDE_BYTES = 16 << 20
 SCATTERED_BYTES = 64 << 10
-STATUS_BYTES = 1 << 30
 
 
 class CannotError(Exception):
@@ -124,7 +124,7 @@ def status(client: Client) -> dict[str, Any]:
     began_s = time.perf_counter()
     while offset < client.size:
         sent_s = time.perf_counter()
-        found = client.wait(client.block_status_async(offset, min(STATUS_BYTES, client.size - offset)))
+        found = client.wait(client.block_status_async(offset, min(STATUS_LENGTH_MAX_BYTES, client.size - offset)))
         latencies_s.append(time.perf_counter() - sent_s)
         for extent in found:
             count += extent.hole != was_hole

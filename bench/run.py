@@ -161,6 +161,8 @@ class Run:
         base = self._base(row.base)
         running = stack.enter_context(started(server, base, row.mode, self.folder))
         PREPARATIONS[row.prepared](Task(running, base, self.settings.seconds))
+        if row.prepared != "fresh":
+            os.sync()  # else the kernel writes out what was prepared beside what is measured
         if not row.anew:
             self._kept[server.name] = running
             self._kept_stand = row.stand
