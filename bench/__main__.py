@@ -1,0 +1,5 @@
+"""`python -m bench`: as `cowproof bench`."""
+
+from bench.command import main
+
+main()
