@@ -62,9 +62,10 @@ DISC = int(Command.DISC)
 HANG_UP = select.EPOLLHUP | select.EPOLLERR
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 MSG_WAITALL = int(socket.MSG_WAITALL)
-# How long the rest of a payload, or room for a slice of a file, is waited for in the kernel rather than in the loop. In
-# a bulk transfer it comes at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the
-# thread serves, and a stop, waits as long: so a session that shares its thread must not be patient.
+# How long the rest of a payload, room for a slice of a file, or the next request when all is answered, is waited for in
+# the kernel rather than in the loop. In a bulk transfer, or when a client sends one request after the other, it comes
+# at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the thread serves, and a stop,
+# waits as long: so a session that shares its thread must not be patient.
 PATIENCE_S = 0.05
 STOPPING = "the server is shutting down"
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
@@ -103,6 +104,7 @@ class Session:
         self._interest: int | None = None  # None: not even in a hang-up, which would be told again and again
         self._receiving = True
         self._has_more = False  # requests that have been received may wait to be taken
+        self._was_all = False  # less came than there was room for: nothing more was there
         self._is_late = False  # the rest of a payload did not come within PATIENCE_S: waiting on is for the loop
         self._stopping = False
         self._draining = False
@@ -172,32 +174,66 @@ class Session:
             self._end()
 
     def _receive_and_update(self) -> None:
+        received = 0
         if self._receiving and not self._has_more and not self._is_paused():
-            self._receive()
+            received = self._receive()
         self._update()
+        for _ in range(received, RECEIVES_MAX):
+            if not self._has_only_to_wait() or not self._wait_here():
+                return
+            self._update()
 
-    def _receive(self) -> None:
+    def _has_only_to_wait(self) -> bool:
+        """Whether all is answered and sent, and the next request is all that can happen."""
+        return (
+            self._receiving
+            and self._reader is not None
+            and not (self._running or self._has_more or self._stopping or self._draining or self._ended)
+            and not (self._outbox or self._reader.awaits_payload)
+        )
+
+    def _wait_here(self) -> bool:
+        """Wait for the next request in the kernel, not in the loop, for up to PATIENCE_S; whether it came."""
+        reader = self._reader
+        assert reader is not None
+        try:
+            count = self._sock.recv_into(reader.buffer())
+        except BlockingIOError:
+            return False
+        if count == 0:
+            self._heard_all()
+        else:
+            reader.received(count)
+            self._take_requests(monotonic() + TURN_S)
+        return True
+
+    def _receive(self) -> int:
+        """Receive what there is, and take it; how often."""
         turn_ends = monotonic() + TURN_S
-        for _ in range(RECEIVES_MAX):
+        for received in range(RECEIVES_MAX):
             try:
                 count = self._receive_handshake() if self._reader is None else self._receive_requests(self._reader)
             except BlockingIOError:
-                return
+                return received
             if count == 0:
                 self._heard_all()
-                return
+                return received
             self._take_requests(turn_ends)
-            if self._is_late or self._has_more or not self._receiving or monotonic() > turn_ends:
-                return
+            is_enough = self._was_all or self._is_late or self._has_more or not self._receiving
+            if is_enough or monotonic() > turn_ends:
+                return received + 1
+        return RECEIVES_MAX
 
     def _receive_requests(self, reader: RequestReader) -> int:
         """Receive once: what there is of requests, or the rest of a payload. 0 at the end of file."""
         room = reader.buffer()
+        self._was_all = False
         if reader.awaits_payload:
             count = self._sock.recv_into(room, 0, MSG_WAITALL)
             self._is_late = count < len(room)
         else:
             count = self._sock.recv_into(room, 0, MSG_DONTWAIT)
+            self._was_all = count < len(room)
         if count:
             reader.received(count)
         return count
