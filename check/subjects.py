@@ -116,6 +116,10 @@ class ScriptedBase:
         """Even blocks are, odd ones are not: both of the server's ways are taken."""
         return offset // self.setup.block_size % 2 == 0
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        """The bytes of what is ready."""
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """As the setup says, or plain data."""
         if self.setup.base_extents is None:

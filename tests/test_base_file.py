@@ -249,13 +249,13 @@ def test_what_was_cut_off_is_not_reported_as_zeroes(sparse, tmp_path):
     ("offset", "length", "probes"),
     [
         (0, 1, [0]),
-        (10, 4000, [4009]),
-        (0, 4097, [2048, 4096]),
+        (10, 4000, [10, 4009]),
         (4095, 2, [4095, 4096]),
-        (0, 65536, [0, 32767, 65535]),
+        (0, 131072, [0, 131071]),
+        (0, 131073, [0, 65536, 131072]),
     ],
 )
-def test_readiness_is_asked_of_the_first_middle_and_last_page(base, monkeypatch, offset, length, probes):
+def test_readiness_is_asked_of_both_ends_and_of_the_middle_of_a_long_range(base, monkeypatch, offset, length, probes):
     asked = []
 
     def preadv(fd, buffers, offset, flags):
@@ -278,6 +278,21 @@ def test_a_range_whose_last_page_would_wait_or_cannot_say_is_not_ready(base, mon
     monkeypatch.setattr(os, "preadv", preadv)
     assert base.is_ready(0, 65535)
     assert not base.is_ready(0, 65536)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)
+def test_what_would_wait_or_fails_is_not_read_at_once(base, monkeypatch, code):
+    def preadv(fd, buffers, offset, flags):
+        assert flags == os.RWF_NOWAIT
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert base.pread_at_once(0, 4096) is None
+
+
+def test_what_is_in_memory_in_part_only_is_not_read_at_once(base, monkeypatch):
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset, flags: 4095)
+    assert base.pread_at_once(0, 4096) is None
 
 
 def test_prefetch_covers_the_range_in_windows_that_the_kernel_honours(base, monkeypatch):

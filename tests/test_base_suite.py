@@ -86,6 +86,7 @@ def check_extents(base, offset, content):
 def check_hints(base, offset, length):
     assert base.is_ready(offset, length) in (True, False)
     assert base.is_ready(offset, 1) in (True, False)
+    assert base.pread_at_once(offset, length) in (None, base.pread(offset, length))
     assert base.prefetch(offset, length) is None
 
 

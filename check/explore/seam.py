@@ -256,6 +256,10 @@ class ExploredBase:
         """A hint, so it may be right or wrong."""
         return bool(self._stage.perform("ready"))
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        """A hint, and then the bytes: it may be wrong, and then the server waits."""
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """It does not know better than that all is data."""
         self._stage.perform("extents", offset, length)

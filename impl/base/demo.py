@@ -127,6 +127,9 @@ class DemoBase:
     def is_ready(self, offset: int, length: int) -> bool:
         return True
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Holes wherever a page of 4 KiB is not kept, for it would be all zero."""
         return coalesce(self._page_extents(offset, offset + length))

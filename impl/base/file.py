@@ -31,6 +31,11 @@ _PREFETCH_STEP_BYTES = 128 * 1024
 _PREFETCH_MAX_BYTES = 32 * 1024 * 1024
 
 _PAGE_BYTES = 4096
+RWF_NOWAIT = os.RWF_NOWAIT
+# Pages come into the cache, and leave it, many at a time: of a range like this the ends tell enough.
+_PROBED_AT_ENDS_BYTES = 128 * 1024
+# What is read into it by whoever asks means nothing to anybody.
+_PROBE = (bytearray(1),)
 
 _OTHER_KINDS = (
     (stat.S_ISDIR, "a directory"),
@@ -73,21 +78,31 @@ class FileBase:
         return b"".join(pieces)
 
     def is_ready(self, offset: int, length: int) -> bool:
-        """Whether the first, middle and last page of the range are in the page cache.
+        """Whether the first and the last page of the range, and of a long one the middle, are in the page cache.
 
         File systems that cannot tell (tmpfs among them) are never ready: a needless detour through a thread that may
         wait is cheap, and a loop that serves everybody and waits for a disk is not.
         """
-        first, last = offset, offset + length - 1
-        probes = {first // _PAGE_BYTES: first, (first + last) // 2 // _PAGE_BYTES: (first + last) // 2}
-        probes[last // _PAGE_BYTES] = last
-        byte = bytearray(1)
+        last = offset + length - 1
         try:
-            for probe in probes.values():
-                os.preadv(self._fd, [byte], probe, os.RWF_NOWAIT)
+            os.preadv(self._fd, _PROBE, offset, RWF_NOWAIT)
+            if length > 1:
+                os.preadv(self._fd, _PROBE, last, RWF_NOWAIT)
+            if length > _PROBED_AT_ENDS_BYTES:
+                os.preadv(self._fd, _PROBE, (offset + last) // 2, RWF_NOWAIT)
         except OSError:  # EAGAIN: it would wait. EOPNOTSUPP: it cannot say. Others: pread will say.
             return False
         return True
+
+    def pread_at_once(self, offset: int, length: int) -> bytearray | None:
+        """One call for what is in the page cache. Why there is nothing, an error or a part of it, is for `pread` to say."""
+        buffer = bytearray(length)
+        try:
+            if os.preadv(self._fd, (buffer,), offset, RWF_NOWAIT) == length:
+                return buffer
+        except OSError:  # as of is_ready
+            return None
+        return None
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Data and holes as the file system knows them, two system calls for each pair, made as they are asked for."""

@@ -38,6 +38,9 @@ class Base(Protocol):
     def is_ready(self, offset: int, length: int) -> bool:
         """Whether `pread` of this range would return at once. A hint: wrong answers cost time, not truth."""
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | bytearray | None:
+        """As `pread`, or None if that would have to wait. For small ranges."""
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Runs that cover the range exactly; one run of data where the medium does not know better."""
 

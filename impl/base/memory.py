@@ -27,6 +27,9 @@ class MemoryBase:
     def is_ready(self, offset: int, length: int) -> bool:
         return True
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """One hole, however large the disk is."""
         yield Extent(length, hole=True, zero=True)
@@ -58,6 +61,9 @@ class BytesBase:
 
     def is_ready(self, offset: int, length: int) -> bool:
         return True
+
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """One run of data, though parts of it may be zero: nobody has looked."""

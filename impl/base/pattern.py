@@ -89,6 +89,9 @@ class PatternBase:
     def is_ready(self, offset: int, length: int) -> bool:
         return not (self._latency_s or self._jitter_s)
 
+    def pread_at_once(self, offset: int, length: int) -> bytes | None:
+        return self.pread(offset, length) if self.is_ready(offset, length) else None
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(length, hole=False, zero=False)
 

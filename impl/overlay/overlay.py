@@ -51,7 +51,7 @@ class FromBase(NamedTuple):
     length: int
 
 
-Segment = bytes | memoryview | Zeroes | FromBase
+Segment = bytes | bytearray | memoryview | Zeroes | FromBase
 
 # Blocks of the base, whole. What is not among them was not NOT_ALLOCATED when they were fetched, and never will be.
 Fetched = dict[int, bytes]
@@ -115,21 +115,27 @@ class Overlay:
         """What the range holds, the base's parts fetched."""
         return b"".join(self.fetch(segment) for segment in self.read(offset, length))
 
-    def fetch(self, segment: Segment) -> bytes | memoryview:
+    def fetch(self, segment: Segment) -> bytes | bytearray | memoryview:
         """The bytes of one segment; takes no lock, and waits only for the base."""
-        if isinstance(segment, FromBase):
-            return self.base.pread(segment.offset, segment.length)
-        if isinstance(segment, Zeroes):
-            return bytes(segment.length)
-        return segment
+        found = self.fetched(segment)
+        if isinstance(found, Zeroes):
+            return bytes(found.length)
+        assert not isinstance(found, FromBase)
+        return found
+
+    def fetched(self, segment: Segment) -> Segment:
+        """A segment without what would have to be fetched; zeroes stay what they are."""
+        return self.base.pread(segment.offset, segment.length) if isinstance(segment, FromBase) else segment
 
     def look(self, offset: int, length: int) -> list[Segment]:
         """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock."""
-        first, last = touched(offset, length, self.block_size)
+        block_size = self.block_size
+        first = offset // block_size
+        last = (offset + length - 1) // block_size
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
             state = states[0]
-            if states.count(state) == len(states):
+            if first == last or states.count(state) == len(states):
                 return [self._segment(state, offset, length)]
             segments = []
             for run in runs(states, first):
@@ -201,7 +207,7 @@ class Overlay:
         first, last, before, after = edges(offset, len(data), self.block_size, self.size)
         if not before and not after:
             with self.ranges.exclusive(first, last):
-                self._write_blocks(first, last, offset, [data])
+                self._write_blocks(first, last, offset, (data,))
             return
         if fetched is None:
             fetched = self.fetch_blocks(self.missing({*([first] if before else []), *([last] if after else [])}))

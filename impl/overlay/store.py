@@ -101,8 +101,11 @@ class FileStore:
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one behind the other; on an error, a part of them may have been written."""
-        done = os.pwritev(self._fd, buffers, offset)
-        if done == sum(map(len, buffers)):
+        if len(buffers) == 1:
+            done, length = os.pwrite(self._fd, buffers[0], offset), len(buffers[0])
+        else:
+            done, length = os.pwritev(self._fd, buffers, offset), sum(map(len, buffers))
+        if done == length:
             return
         rest = memoryview(b"".join(buffers))
         while done < len(rest):

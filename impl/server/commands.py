@@ -178,7 +178,18 @@ class Commands:
         try:
             return work(self._overlay)
         except WouldWait as busy:
-            granted = Granted(self._ranges, busy)
+            return self._parked(request, busy, work, held_bytes, place)
+
+    def _parked(
+        self,
+        request: Request,
+        busy: WouldWait,
+        work: Callable[[Overlay], Reply | Later],
+        held_bytes: int,
+        place: Place = Place.SHORT,
+    ) -> Later:
+        """A request that would have had to wait for its range, to be begun anew when it has it."""
+        granted = Granted(self._ranges, busy)
 
         def work_granted() -> Reply | Later:
             try:
@@ -200,48 +211,74 @@ class Commands:
     # Reading
 
     def _read(self, request: Request) -> Reply | Later:
-        return self._on_overlay(request, lambda overlay: self._looked(request, overlay), request.length)
+        try:
+            segments = self._overlay.look(request.offset, request.length)
+        except WouldWait as busy:
 
-    def _looked(self, request: Request, overlay: Overlay) -> Reply | Later:
-        segments = overlay.look(request.offset, request.length)
-        wanted = [segment for segment in segments if isinstance(segment, FromBase)]
-        if wanted and overlay.copy_on_read():
+            def look(overlay: Overlay) -> Reply | Later:
+                return self._looked(request, overlay.look(request.offset, request.length))
+
+            return self._parked(request, busy, look, request.length)
+        return self._looked(request, segments)
+
+    def _looked(self, request: Request, segments: Sequence[Segment]) -> Reply | Later:
+        overlay = self._overlay
+        if overlay.copy_on_read() and any(isinstance(segment, FromBase) for segment in segments):
 
             def copy() -> Reply:
-                return self._read_reply(request, self._overlay.copied(segments), by_reference=False)
+                return self._read_reply(request, overlay.copied(segments))
 
             # The blocks that are fetched, whole, and what is copied out of them.
             held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
             return self._later(request, copy, Place.BASE, held_bytes)
-        if all([self._base.is_ready(part.offset, part.length) for part in wanted]):
-            return self._read_reply(request, segments, by_reference=not request.flags & FLAG_DF)
+        parts = self._parts(segments, not request.flags & FLAG_DF)
+        if parts is not None:
+            return self._read_reply(request, parts)
 
         def fetch() -> Reply:
-            return self._read_reply(request, segments, by_reference=False)
+            return self._read_reply(request, [overlay.fetched(segment) for segment in segments])
 
         return self._later(request, fetch, Place.BASE, request.length)
 
-    def _read_reply(self, request: Request, segments: Sequence[Segment], by_reference: bool) -> Reply:
-        """What the base does not send by reference is read before any byte goes out: a failure can still be said.
+    def _parts(self, segments: Sequence[Segment], by_reference: bool) -> list[Segment] | None:
+        """The segments, each in memory, or such that the kernel can send it; None if the base is to be waited for.
+
+        What is not sent by reference is read before any byte goes out: a failure can still be said.
+        """
+        parts: list[Segment] = []
+        for segment in segments:
+            if isinstance(segment, FromBase):
+                found = self._base_part(segment, by_reference)
+                if found is None:
+                    return None
+                parts.append(found)
+            else:
+                parts.append(segment)
+        return parts
+
+    def _base_part(self, part: FromBase, by_reference: bool) -> Segment | None:
+        offset, length = part
+        if length < SENDFILE_MIN_BYTES:
+            return self._base.pread_at_once(offset, length)
+        if not self._base.is_ready(offset, length):
+            return None
+        return part if by_reference and self._base_fd is not None else self._base.pread(offset, length)
+
+    def _read_reply(self, request: Request, parts: Sequence[Segment]) -> Reply:
+        """The parts as a reply.
 
         An error chunk may not come between the bytes of another chunk, so a DF reply has nothing by reference. A
         simple reply may, and then a base that fails after all costs the connection, as the standard has it.
         """
-        parts = [self._fetched(segment, by_reference) for segment in segments]
         if not self._structured:
             return [replies.simple_reply(request.cookie), *self._as_bytes(parts)]
+        part = parts[0]
+        if len(parts) == 1 and not isinstance(part, (FromBase, Zeroes)):  # by far the most frequent
+            return [replies.data_chunk_header(request.cookie, request.offset, request.length, True), part]
         if request.flags & FLAG_DF:
             header = replies.data_chunk_header(request.cookie, request.offset, request.length, done=True)
             return [header, *self._as_bytes(parts)]
         return self._chunks(request, parts)
-
-    def _fetched(self, segment: Segment, by_reference: bool) -> Segment:
-        """A segment that is in memory, or that the kernel can send."""
-        if not isinstance(segment, FromBase):
-            return segment
-        if by_reference and self._base_fd is not None and segment.length >= SENDFILE_MIN_BYTES:
-            return segment
-        return self._base.pread(segment.offset, segment.length)
 
     def _as_bytes(self, parts: Sequence[Segment]) -> list[Outgoing]:
         """The parts one behind the other, zeroes and all."""
@@ -290,7 +327,14 @@ class Commands:
     # Writing. FUA asks for nothing more: the temporary overlay does not outlive the process.
 
     def _write(self, request: Request) -> Reply | Later:
-        return self._fetched_first(request, self._written, request.length, False)
+        overlay = self._overlay
+        if (request.offset | request.length) % overlay.block_size:
+            return self._fetched_first(request, self._written, request.length, False)
+        try:
+            overlay.write(request.offset, request.payload, {})
+        except WouldWait as busy:
+            return self._parked(request, busy, lambda held: self._written(request, held, {}), request.length)
+        return [replies.simple_reply(request.cookie)]
 
     def _written(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
         overlay.write(request.offset, request.payload, fetched)
