@@ -253,7 +253,7 @@ class Clockwork(Loop):
         super().__init__()
         self.timers = []
 
-    def call_later(self, delay_s, call):
+    def call_later(self, delay_s, call, owner=None):
         self.timers.append((delay_s, call))
 
     def go_off(self):

@@ -351,3 +351,215 @@ def test_a_hang_up_is_told_whatever_is_waited_for():
         loop.watch(ours.fileno(), READABLE, handler)
         run(loop)
     assert seen[0]
+
+
+# A thread that is kept by what it calls.
+
+
+class Kept:
+    """Keeps whoever calls it, until it is let go."""
+
+    def __init__(self):
+        self.entered, self.let_go = threading.Event(), threading.Event()
+        self.calls = 0
+
+    def __call__(self, *_):
+        self.calls += 1
+        self.entered.set()
+        assert self.let_go.wait(WAIT_S)
+
+
+@contextmanager
+def running(loop):
+    """A loop on a thread of its own, stopped at the end."""
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        ended = threading.Event()
+        loop.call_soon(lambda: (loop.stop(), ended.set()))
+        assert ended.wait(WAIT_S), "the loop did not end"
+
+
+def answers(loop, owner=None):
+    """Whether the loop makes a call soon enough."""
+    made = threading.Event()
+    loop.call_soon(made.set, owner)
+    return made.wait(WAIT_S)
+
+
+def keep(loop, how, kept):
+    """Have a loop's thread kept by a call of `owner`, and wait until it is."""
+    if how == "call":
+        loop.call_soon(kept, "owner")
+    elif how == "timer":
+        loop.call_later(0, kept, "owner")
+        loop.call_soon(lambda: None)
+    else:
+        loop.watch(how, READABLE, kept, "owner")
+    assert kept.entered.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("how", ["call", "timer", "descriptor"])
+def test_a_thread_that_is_kept_is_relieved_at_the_second_look_and_the_loop_goes_on(how):
+    loop, kept = Loop(), Kept()
+    with readable() as fd, running(loop) as first:
+        keep(loop, fd if how == "descriptor" else how, kept)
+        assert not loop.relieve(), "it has only just begun"
+        assert loop.relieve()
+        assert answers(loop)
+        assert not loop.relieve(), "the one that serves now is not kept"
+        if how == "descriptor":
+            loop.forget(fd)
+        kept.let_go.set()
+        first.join(WAIT_S)
+        assert not first.is_alive(), "two threads serve one loop"
+        assert answers(loop)
+
+
+def test_what_belongs_to_the_owner_of_a_kept_call_waits_until_it_has_returned():
+    loop, kept, late, seen = Loop(), Kept(), threading.Event(), []
+    with readable() as fd, running(loop) as first:
+        loop.watch(fd, 0, seen.append, "owner")
+        keep(loop, "call", kept)
+        assert [loop.relieve(), loop.relieve()] == [False, True]
+        loop.call_soon(lambda: seen.append("call"), "owner")
+        loop.call_later(0, lambda: seen.append("timer"), "owner")
+        loop.change(fd, READABLE)
+        for _ in range(3):
+            assert answers(loop, "another")
+        assert seen == []
+        kept.let_go.set()
+        first.join(WAIT_S)
+        loop.call_soon(late.set, "owner")
+        assert late.wait(WAIT_S)
+        assert answers(loop)
+        loop.call_soon(lambda: loop.forget(fd))
+        assert answers(loop)
+    assert {"call", "timer", READABLE} == set(seen)
+
+
+def test_what_the_owner_of_a_kept_call_forgets_meanwhile_is_forgotten():
+    loop, kept, seen = Loop(), Kept(), []
+    with readable() as fd, running(loop) as first:
+        loop.watch(fd, 0, seen.append, "owner")
+        keep(loop, "call", kept)
+        assert [loop.relieve(), loop.relieve()] == [False, True]
+        loop.change(fd, READABLE)
+        loop.forget(fd)
+        loop.watch(fd, READABLE, lambda _: (seen.append("new"), loop.forget(fd)), "another")
+        assert answers(loop)
+        kept.let_go.set()
+        first.join(WAIT_S)
+        assert answers(loop)
+    assert seen == ["new"]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_as_many_threads_as_are_kept_are_relieved(count):
+    loop, all_kept = Loop(), [Kept() for _ in range(count)]
+    with running(loop):
+        for number, kept in enumerate(all_kept):
+            loop.call_soon(kept, number)
+            assert kept.entered.wait(WAIT_S)
+            assert [loop.relieve(), loop.relieve()] == [False, True]
+        assert answers(loop)
+        for kept in all_kept:
+            kept.let_go.set()
+        for number in range(count):
+            assert answers(loop, number)
+    assert [kept.calls for kept in all_kept] == [1] * count
+
+
+def test_nobody_is_relieved_who_waits_for_something_to_do_or_is_at_a_call_of_nobody():
+    loop, kept = Loop(), Kept()
+    with running(loop):
+        assert answers(loop)
+        assert [loop.relieve() for _ in range(5)] == [False] * 5
+        loop.call_soon(kept)
+        assert kept.entered.wait(WAIT_S)
+        assert [loop.relieve() for _ in range(5)] == [False] * 5
+        kept.let_go.set()
+
+
+def test_a_thread_that_begins_one_call_after_the_other_is_not_relieved():
+    loop, again = Loop(), threading.Semaphore(0)
+    with running(loop):
+        for _ in range(20):
+            loop.call_soon(again.release, "owner")
+            assert again.acquire(timeout=WAIT_S)
+            assert not loop.relieve()
+
+
+def test_a_loop_that_ends_while_a_thread_is_kept_is_not_ended_twice():
+    loop, kept = Loop(), Kept()
+    with running(loop) as first:
+        keep(loop, "call", kept)
+        assert [loop.relieve(), loop.relieve()] == [False, True]
+    kept.let_go.set()
+    first.join(WAIT_S)
+    assert not first.is_alive()
+    assert loop.call_soon(lambda: None) is False
+
+
+# Looking for a while before it sleeps.
+
+
+class Clock:
+    """A clock that stands still but for what polls take."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+class Polls:
+    """In front of an epoll: each poll takes as long as it is told to, and finds what it is told to."""
+
+    def __init__(self, clock, script):
+        self._clock, self._script, self.timeouts = clock, script, []
+
+    def poll(self, timeout):
+        self.timeouts.append(timeout)
+        took_s, found = self._script.pop(0)
+        self._clock.now_s += took_s
+        return found
+
+
+EVENT = [(7, READABLE)]
+# (how long each poll takes and what it finds, the timeouts it is to be called with)
+SPINS = {
+    "a long sleep, and so no looking": ([(1.0, EVENT), (1.0, EVENT)], [None, None]),
+    "a short sleep, and then it looks": ([(20e-6, EVENT), (1e-6, []), (1e-6, EVENT)], [None, 0, 0]),
+    "it looks in vain, and sleeps": ([(20e-6, EVENT), *[(10e-6, [])] * 5, (1.0, EVENT)], [None, *[0] * 5, None]),
+    "in vain once, and not again": (
+        [(20e-6, EVENT), *[(10e-6, [])] * 5, (1.0, EVENT), (1.0, EVENT)],
+        [None, *[0] * 5, None, None],
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "timeouts"), SPINS.values(), ids=SPINS)
+def test_a_loop_looks_before_it_sleeps_as_long_as_sleeps_would_be_short(script, timeouts, monkeypatch):
+    loop, clock = Loop(spin_s=45e-6), Clock()
+    monkeypatch.setattr("impl.server.loop.time.monotonic", clock)
+    polls = Polls(clock, list(script))
+    epoll, loop._epoll = loop._epoll, polls
+    found = [loop._wait() for took_s, ready in script if ready]
+    assert found == [EVENT] * len(found)
+    assert polls.timeouts == timeouts
+    loop._epoll = epoll
+    loop.close()
+
+
+def test_a_loop_that_is_not_to_look_sleeps_at_once(monkeypatch):
+    loop, clock = Loop(), Clock()
+    polls = Polls(clock, [(1e-6, EVENT)] * 3)
+    epoll, loop._epoll = loop._epoll, polls
+    assert [loop._wait() for _ in range(3)] == [EVENT] * 3
+    assert polls.timeouts == [None] * 3
+    loop._epoll = epoll
+    loop.close()

@@ -661,12 +661,15 @@ def read_all(sock):
             pass
 
 
-def test_a_client_that_always_has_more_to_say_leaves_the_loop_its_turns():
+@pytest.mark.parametrize(("is_alone", "receives"), [(False, 1), (True, RECEIVES_MAX)], ids=["shared", "own"])
+def test_a_client_that_always_has_more_to_say_leaves_the_loop_its_turns(is_alone, receives):
     export = make_export(MemoryBase(MIB), ExportOptions(store="memory"))
     loop = Loop()
     ours, theirs = socket.socketpair()
     with Endless(ours.detach(), loop) as endless, theirs:
         session = Session(endless, "endless", {"": export}, "", THREADS, loop, on_end=loop.stop)
+        if is_alone:
+            session._shared_loop = None
         theirs.sendall(hello() + b"?")
         reading = threading.Thread(target=read_all, args=(theirs.dup(),))
         reading.start()
@@ -675,5 +678,5 @@ def test_a_client_that_always_has_more_to_say_leaves_the_loop_its_turns():
         reading.join(ANSWER_S)
         assert not reading.is_alive()
         assert endless.received == Endless.ENOUGH
-        assert endless.most_between_turns == RECEIVES_MAX < Endless.ENOUGH
+        assert endless.most_between_turns == receives < Endless.ENOUGH
     export.close()

@@ -220,15 +220,15 @@ def test_a_client_that_reads_is_waited_for_as_long_as_it_does(large, monkeypatch
     monkeypatch.setattr("impl.server.session.UNREAD_S", 77)
     call_later = Loop.call_later
 
-    def record(loop, delay_s, call):
+    def record(loop, delay_s, call, owner=None):
         if delay_s == 77:
             timers.append(call)
         else:
-            call_later(loop, delay_s, call)
+            call_later(loop, delay_s, call, owner)
 
     monkeypatch.setattr(Loop, "call_later", record)
     running, client = large
-    ((session, loop),) = running.server._sessions.items()
+    (session,) = running.server._sessions
     ask_for_more_than_fits(client)
     running.server.stop()
     for _ in range(3):
@@ -236,11 +236,11 @@ def test_a_client_that_reads_is_waited_for_as_long_as_it_does(large, monkeypatch
         sent_bytes = session._outbox.sent_bytes
         client.receive(8 * MIB)  # more than a socket holds
         eventually(lambda sent_bytes=sent_bytes: session._outbox.sent_bytes > sent_bytes, "it reads")
-        loop.call_soon(timers.pop())
+        session._loop.call_soon(timers.pop())
     eventually(lambda: timers, "its time has begun again")
     assert not session._ended
     sent_bytes = session._outbox.sent_bytes
-    loop.call_soon(timers.pop())
+    session._loop.call_soon(timers.pop())
     wait_for_the_end(running)
     assert running.server._clean
 
@@ -386,12 +386,12 @@ def test_the_server_does_not_end_before_what_a_closed_session_has_begun(bench):
     """The overlay's file is closed after that."""
     made = bench(grace_s=WAIT_S)
     client = made.raw_client()
-    ((session, loop),) = made.server._sessions.items()
+    (session,) = made.server._sessions
     holder = made.client()
     _, gate = made.stop_in_store(lambda: holder.pwrite_async(HELD, NEW))
     client.send(request(WRITE, 1, HELD, payload=b"y" * BLOCK) + request(FLUSH, 2))
     assert client.reply() == (2, 0, b""), "the write waits"
-    loop.call_soon(session.abort)
+    session._loop.call_soon(session.abort)
     eventually(lambda: session._ended, "the session has ended")
     made.server.stop()
     made.thread.join(REFUTE_S)
@@ -418,7 +418,7 @@ def test_a_socket_is_closed_only_when_no_thread_sends_on_it(bench):
     """A number that was closed may be another client's by the time it is sent on."""
     made = bench()
     client = made.raw_client()
-    ((session, loop),) = made.server._sessions.items()
+    (session,) = made.server._sessions
     sock = HeldSocket(session._sock)
     ready = threading.Event()
 
@@ -428,12 +428,12 @@ def test_a_socket_is_closed_only_when_no_thread_sends_on_it(bench):
         session._outbox.add([b"reply"])
         ready.set()
 
-    loop.call_soon(hold)
+    session._loop.call_soon(hold)
     assert ready.wait(WAIT_S)
     sender = threading.Thread(target=session._outbox.flush)
     sender.start()
     assert sock.busy.wait(WAIT_S)
-    loop.call_soon(session._end)
+    session._loop.call_soon(session._end)
     eventually(lambda: session._ended, "the session is about to end")
     client.socket.settimeout(REFUTE_S)
     with pytest.raises(TimeoutError):

@@ -1,8 +1,15 @@
-"""An event loop over epoll: one thread, any number of descriptors, calls from other threads, and timers.
+"""An event loop over epoll: one thread at a time, any number of descriptors, calls from other threads, and timers.
+
+Putting a thread to sleep and waking it takes longer than many a request: so a loop may look for a while whether
+something comes before it sleeps. It does so only as long as that is worth it: while its clients come back so soon.
+
+What is called may belong to somebody, its owner. Should the thread be kept by an owner for long (a disk may do that),
+another thread can relieve it: it serves all the others, and the owner's descriptors, calls and timers wait until
+the call that is kept has returned.
 
 Source:  epoll(7), level-triggered; eventfd(2) to wake the loop.
-Locks:   `_closing` keeps `call_soon` from writing to a descriptor that the loop's end has closed, and that may by
-         then be somebody else's. Everything else belongs to the loop's thread.
+Locks:   `_lock` protects everything: what is watched, calls, timers, who is at work, and who serves. It is held for a
+         few steps at a time, and never while anything is called.
 """
 
 from __future__ import annotations
@@ -14,53 +21,85 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 
+Call = Callable[[], None]
 Handler = Callable[[int], None]
+
+# A sleep that was no longer than this, the waking included, would have been none if the loop had looked for a while.
+SHORT_SLEEP_S = 100e-6
+
+
+class _Watched(NamedTuple):
+    handler: Handler
+    events: int
+    owner: Hashable
 
 
 class Loop:
-    """Calls handlers when their descriptors are ready, until `stop` is called."""
+    """Calls handlers when their descriptors are ready, until `stop` is called.
 
-    def __init__(self) -> None:
+    spin_s:  how long it looks whether something comes before it sleeps, while that is worth it.
+    """
+
+    def __init__(self, spin_s: float = 0.0) -> None:
+        self._spin_s = spin_s
+        self._is_spinning = False
+        self._lock = threading.Lock()
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
-        self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._watched: dict[int, _Watched] = {}
+        self._calls: deque[tuple[Call, Hashable]] = deque()
+        self._timers: list[tuple[float, int, Call, Hashable]] = []
         self._serial = itertools.count()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wakeup, READABLE)
         self._running = True
         self._closed = False
-        self._closing = threading.Lock()
+        self._thread = object()  # stands for the one that serves
+        self._at_work: Hashable = None  # the owner of what it calls just now
+        self._call_count = 0
+        self._seen_count = -1
+        self._kept: dict[Hashable, list[Call]] = {}  # owners who have kept a thread, and the calls that wait for that
 
-    def watch(self, fd: int, events: int, handler: Handler) -> None:
+    def watch(self, fd: int, events: int, handler: Handler, owner: Hashable = None) -> None:
         """Call `handler(events)` whenever `fd` is ready for any of `events`, or has an error."""
-        self._handlers[fd] = handler
-        self._epoll.register(fd, events)
+        with self._lock:
+            self._watched[fd] = _Watched(handler, events, owner)
+            if owner not in self._kept:
+                self._epoll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
         """Wait for other events on `fd`."""
-        self._epoll.modify(fd, events)
+        with self._lock:
+            watched = self._watched[fd]
+            self._watched[fd] = watched._replace(events=events)
+            if watched.owner not in self._kept:
+                self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """No more calls for `fd`. Must come before the descriptor is closed."""
-        del self._handlers[fd]
-        self._epoll.unregister(fd)
+        with self._lock:
+            watched = self._watched.pop(fd)
+            if watched.owner not in self._kept:
+                self._epoll.unregister(fd)
 
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Run `call` on the loop's thread; from any thread. Forgotten once the loop has ended."""
-        with self._closing:
-            if not self._closed:
-                self._calls.append(call)
-                os.eventfd_write(self._wakeup, 1)
+    def call_soon(self, call: Call, owner: Hashable = None) -> bool:
+        """Run `call` on the loop's thread; from any thread. Forgotten, and False, once the loop has ended."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._calls.append((call, owner))
+            os.eventfd_write(self._wakeup, 1)
+            return True
 
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> None:
+    def call_later(self, delay_s: float, call: Call, owner: Hashable = None) -> None:
         """Run `call` after `delay_s`; on the loop's thread."""
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._serial), call))
+        with self._lock:
+            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._serial), call, owner))
 
     def stop(self) -> None:
         """Return from `run` once the present round is over; on the loop's thread."""
@@ -68,29 +107,135 @@ class Loop:
 
     def run(self) -> None:
         """Serve until stopped."""
-        try:
-            while self._running:
-                for fd, events in self._epoll.poll(self._timeout_s()):
-                    if fd == self._wakeup:
-                        os.eventfd_read(fd)
-                    elif handler := self._handlers.get(fd):
-                        handler(events)
-                self._run_due()
-        finally:
-            self.close()
+        self._serve(self._thread)
+
+    def left_over(self) -> list[Call]:
+        """The calls that it did not come to any more; after its end."""
+        with self._lock:
+            return [call for call, _ in self._calls]
 
     def close(self) -> None:
         """Give the descriptors back; `run` does so at its end."""
-        with self._closing:
+        with self._lock:
             self._closed = True
             self._epoll.close()
             os.close(self._wakeup)
 
-    def _timeout_s(self) -> float | None:
-        return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
+    def relieve(self) -> bool:
+        """Have another thread serve if the one that does has been at one call since the last time this was asked.
 
-    def _run_due(self) -> None:
-        while self._calls and self._running:
-            self._calls.popleft()()
-        while self._timers and self._running and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+        RuntimeError where the system has no more threads.
+        """
+        with self._lock:
+            owner, count = self._at_work, self._call_count
+            is_kept = owner is not None and count == self._seen_count and not self._closed
+            self._seen_count = count
+            if not is_kept:
+                return False
+            thread = object()
+            threading.Thread(target=self._serve, args=(thread,), name="clients", daemon=True).start()
+            self._thread = thread
+            self._at_work = None
+            self._kept[owner] = []
+            for fd, watched in self._watched.items():
+                if watched.owner == owner:
+                    self._epoll.unregister(fd)
+            return True
+
+    # On the thread that serves
+
+    def _serve(self, thread: object) -> None:
+        try:
+            while self._running and self._handle(self._wait(), thread) and self._run_due(thread):
+                pass
+        finally:
+            if self._thread is thread:
+                self.close()
+
+    def _handle(self, ready: list[tuple[int, int]], thread: object) -> bool:
+        """Call the handlers; False if the thread was relieved: what it has not come to is told to the one that serves."""
+        lock = self._lock
+        for fd, events in ready:
+            if fd == self._wakeup:
+                os.eventfd_read(fd)
+                continue
+            with lock:
+                watched = self._watched.get(fd)
+                if watched is None or (self._kept and watched.owner in self._kept):
+                    continue
+                self._at_work = watched.owner
+                self._call_count += 1
+            watched.handler(events)
+            with lock:
+                if self._thread is thread:
+                    self._at_work = None
+                    continue
+            self._come_back(watched.owner)
+            return False
+        return True
+
+    def _run_due(self, thread: object) -> bool:
+        """Make the calls that are due; False if the thread was relieved."""
+        while self._running and (self._calls or self._timers):
+            with self._lock:
+                call, owner = self._next_due()
+                if call is None:
+                    return True
+                self._at_work = owner
+                self._call_count += 1
+            call()
+            with self._lock:
+                if self._thread is thread:
+                    self._at_work = None
+                    continue
+            self._come_back(owner)
+            return False
+        return True
+
+    def _next_due(self) -> tuple[Call | None, Hashable]:
+        """What has to be called now, if anything. The caller holds the lock."""
+        while True:
+            if self._calls:
+                call, owner = self._calls.popleft()
+            elif self._timers and self._timers[0][0] <= time.monotonic():
+                _, _, call, owner = heapq.heappop(self._timers)
+            else:
+                return None, None
+            if owner not in self._kept:
+                return call, owner
+            self._kept[owner].append(call)
+
+    def _come_back(self, owner: Hashable) -> None:
+        """The call that had kept this thread has returned, and another serves: let that one serve its owner, too."""
+        with self._lock:
+            calls = self._kept.pop(owner)
+            if self._closed:
+                return
+            for fd, watched in self._watched.items():
+                if watched.owner == owner:
+                    self._epoll.register(fd, watched.events)
+            self._calls.extend((call, owner) for call in calls)
+            os.eventfd_write(self._wakeup, 1)
+
+    def _wait(self) -> list[tuple[int, int]]:
+        """What is ready, and its events; nothing if it is time for a timer."""
+        poll, clock = self._epoll.poll, time.monotonic
+        if not self._spin_s:
+            return poll(self._timeout_s())
+        began_s = clock()
+        if self._is_spinning:
+            ends_s = began_s + self._spin_s
+            while began_s < ends_s:
+                ready = poll(0)
+                if ready:
+                    return ready
+                began_s = clock()
+        ready = poll(self._timeout_s())
+        self._is_spinning = clock() - began_s < SHORT_SLEEP_S
+        return ready
+
+    def _timeout_s(self) -> float | None:
+        if not self._timers:
+            return None
+        with self._lock:
+            return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None

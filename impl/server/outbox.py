@@ -47,7 +47,8 @@ class FileSlice:
     on_error: Callable[[int], bytes] | None
 
 
-Outgoing = bytes | bytearray | memoryview | FileSlice
+Buffer = bytes | bytearray | memoryview
+Outgoing = Buffer | FileSlice
 
 
 def zeroes(length: int) -> list[Outgoing]:
@@ -63,6 +64,7 @@ class Outbox:
         self._sock = sock
         self._items: deque[Outgoing] = deque()
         self._size_bytes = 0
+        self._slice_count = 0
         self._sent_bytes = 0
         self._changing = threading.Lock()
         self._sending = False
@@ -88,47 +90,56 @@ class Outbox:
         """How many items wait; each is an object of its own, however few its bytes."""
         return len(self._items)
 
-    def add(self, reply: Sequence[Outgoing]) -> None:
-        """Queue one whole reply; dropped if the client is gone."""
+    def add(self, replies: Sequence[Outgoing]) -> None:
+        """Queue whole replies, one or several; dropped if the client is gone."""
         with self._changing:
             if self._closed:
                 return
-            self._items.extend(reply)
-            for item in reply:
-                if not isinstance(item, FileSlice):
+            self._items.extend(replies)
+            for item in replies:
+                if isinstance(item, FileSlice):
+                    self._slice_count += 1
+                else:
                     self._size_bytes += len(item)
 
     def flush(self) -> bool:
         """Send what the socket takes now. False if it would not take all: call again when it is writable."""
+        if not self._items:  # whoever adds something flushes after that
+            return True
         with self._changing:
             if self._sending or not self._items:
                 return True
             self._sending = True
+            batch = self._next_batch()
         try:
-            while (batch := self._next_batch()) is not None:
+            while batch is not None:
                 if not self._send(batch):
                     self._let_go()
                     return False
+                with self._changing:
+                    batch = self._next_batch()
         except BaseException:
             self._let_go()
             raise
         return True
 
-    def _next_batch(self) -> FileSlice | list[bytes | bytearray | memoryview] | None:
-        """What one call to the kernel can send. None if there is nothing, and then this thread sends no more."""
-        with self._changing:
-            if not self._items:
-                self._end_sending()
-                return None
-            first = self._items[0]
-            if isinstance(first, FileSlice):
-                return first
-            buffers: list[bytes | bytearray | memoryview] = []
-            for item in self._items:
-                if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
-                    break
-                buffers.append(item)
-            return buffers
+    def _next_batch(self) -> FileSlice | list[Buffer] | None:
+        """What one call to the kernel can send. None if there is nothing, and then this thread sends no more.
+
+        The caller holds `_changing`.
+        """
+        if not self._items:
+            self._end_sending()
+            return None
+        first = self._items[0]
+        if isinstance(first, FileSlice):
+            return first
+        buffers: list[Buffer] = []
+        for item in self._items:
+            if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
+                break
+            buffers.append(item)
+        return buffers
 
     def _let_go(self) -> None:
         with self._changing:
@@ -146,7 +157,7 @@ class Outbox:
             self._drop()
             self._sent.wait_for(lambda: not self._sending)
 
-    def _send(self, batch: FileSlice | list[bytes | bytearray | memoryview]) -> bool:
+    def _send(self, batch: FileSlice | list[Buffer]) -> bool:
         """One call to the kernel. False if the socket is full. Only for the one thread that sends."""
         try:
             if isinstance(batch, FileSlice):
@@ -168,13 +179,17 @@ class Outbox:
         """
         self._closed = True
         self._items.clear()
-        self._size_bytes = 0
+        self._size_bytes = self._slice_count = 0
 
-    def _send_buffers(self, buffers: list[bytes | bytearray | memoryview]) -> None:
+    def _send_buffers(self, buffers: list[Buffer]) -> None:
         sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
         with self._changing:
             self._sent_bytes += sent
             if self._closed:
+                return
+            if sent == self._size_bytes and not self._slice_count:  # that was all there is
+                self._items.clear()
+                self._size_bytes = 0
                 return
             self._size_bytes -= sent
             while sent or (self._items and self._is_empty(self._items[0])):
@@ -209,6 +224,7 @@ class Outbox:
                 item.length -= sent
                 if item.length == 0:
                     self._items.popleft()
+                    self._slice_count -= 1
                     return True
         return False
 
@@ -228,6 +244,7 @@ class Outbox:
         if item.on_error is None:
             raise BrokenReply(f"base failed at {item.offset}: {os.strerror(failure)}")
         self._items.popleft()
+        self._slice_count -= 1
         substitute = [*zeroes(item.length), item.on_error(failure)]
         self._items.extendleft(reversed(substitute))
         self._size_bytes += sum(len(part) for part in substitute if not isinstance(part, FileSlice))

@@ -1,19 +1,23 @@
-"""The server's life: it accepts clients, gives each a session on a thread of its own, and ends in order.
+"""The server's life: it accepts clients, gives each a session, and ends in order.
 
-A thread with an event loop for each connection is what bulk transfers want; a session needs only a loop, though,
-so that many small connections can share one.
+Sessions share one loop, on a thread of its own, on which clients are accepted, too; one that turns out to be heavy gets a
+loop and a thread for itself. The main thread only waits for signals and for the end: so that whatever a client's request
+waits for, the server can be stopped.
 
-Locks:   `_lock` protects the set of living sessions; everything else belongs to the main thread.
+Locks:   `_lock` protects the set of living sessions, and that nobody is added to it who would not be told to stop.
+         Listeners belong to the shared loop's thread; everything else belongs to the main thread.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from impl.errors import StartError
 from impl.server.export import Export
 from impl.server.loop import READABLE, Loop
 from impl.server.session import Session
@@ -24,6 +28,12 @@ ACCEPT_RETRY_S = 0.1
 SOCKET_BUFFER_BYTES = 1 << 20
 # A client that vanishes together with its machine, or its network, is noticed within some two minutes, and no longer
 # takes a thread and three descriptors.
+# See Loop. With one processor, whoever waits for us needs it.
+SPIN_S = 50e-6 if len(os.sched_getaffinity(0)) > 1 else 0.0
+# How long a server that is otherwise done waits for a thread that a disk may keep for ever.
+SHARED_END_S = 1.0
+# A request that keeps the thread which clients share is left alone with it after this to twice this time.
+RELIEF_S = 0.05
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -55,8 +65,9 @@ class Server:
         self._threads = threads
         self._grace_s = grace_s
         self._loop = Loop()
+        self._shared = Loop(SPIN_S)
         self._lock = threading.Lock()
-        self._sessions: dict[Session, Loop] = {}
+        self._sessions: set[Session] = set()
         self._stopping = False
         self._one_client = False
         self._clean = True
@@ -67,15 +78,18 @@ class Server:
         That is: no request was left undone, and the only client could be served at all.
         """
         self._listeners.extend(listeners)
-        for listener in listeners:
-            listener.setblocking(False)
-            self._watch(listener)
-        if only_client is not None:
-            self._one_client = True
-            if not self._open(only_client):
-                self._clean = False
-                self._loop.stop()
+        self._one_client = only_client is not None
+        self._shared.call_soon(lambda: self._begin(only_client))
+        thread = threading.Thread(target=self._shared.run, name="clients", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._shared.close()
+            raise StartError(f"cannot serve: {error}") from None
+        self._look_after_clients()
         self._loop.run()
+        self._shared.call_soon(self._shared.stop)
+        thread.join(SHARED_END_S)
         return self._clean
 
     def stop(self) -> None:
@@ -114,11 +128,19 @@ class Server:
 
         self._loop.watch(reader.fileno(), READABLE, signalled)
 
-    # On the main loop's thread
+    # On the shared loop's thread
+
+    def _begin(self, only_client: socket.socket | None) -> None:
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._watch(listener)
+        if only_client is not None and not self._open(only_client):
+            self._clean = False
+            self._loop.call_soon(self._loop.stop)
 
     def _watch(self, listener: socket.socket) -> None:
         if not self._stopping:
-            self._loop.watch(listener.fileno(), READABLE, lambda _: self._accept(listener))
+            self._shared.watch(listener.fileno(), READABLE, lambda _: self._accept(listener))
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -132,44 +154,74 @@ class Server:
         except OSError as error:
             # Out of descriptors, most likely: those who are connected are served, and the next one tried again.
             log.warning("cannot accept a client: %s", error.strerror)
-            self._loop.forget(listener.fileno())
-            self._loop.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
+            self._shared.forget(listener.fileno())
+            self._shared.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
 
     def _open(self, sock: socket.socket) -> bool:
-        """Serve one client on a thread of its own; False, and the socket closed, if that cannot be."""
-        loop = None
+        """Serve one client; False, and the socket closed, if that cannot be."""
         try:
             client = describe_client(sock)
             _tune(sock)
-            loop = Loop()
-            session = Session(sock, client, self._exports, self._default, self._threads, loop, loop.stop)
+            session = Session(
+                sock,
+                client,
+                self._exports,
+                self._default,
+                self._threads,
+                self._shared,
+                lambda: self._ended(session),
+                lambda: self._own_loop(session),
+            )
         except OSError as error:
             log.warning("cannot serve a client: %s", error)
-            if loop is not None:
-                loop.close()
             sock.close()
             return False
         with self._lock:
-            self._sessions[session] = loop
-        try:
-            threading.Thread(target=self._serve, args=(session, loop), name=client, daemon=True).start()
-        except RuntimeError as error:  # the system has no more threads
-            log.warning("%s: cannot serve: %s", client, error)
-            with self._lock:
-                del self._sessions[session]
-            loop.close()
+            if not self._stopping:
+                self._sessions.add(session)
+        if self._stopping:
             sock.close()
             return False
+        session.start()
         return True
 
-    def _stop(self) -> None:
-        again = self._stopping
-        self._stopping = True
+    def _own_loop(self, session: Session) -> Loop | None:
+        """A loop on a thread of its own, for one that is heavy."""
+        try:
+            loop = Loop()
+        except OSError as error:
+            log.warning("%s: shares its thread, heavy as it is: %s", session.client, error)
+            return None
+        try:
+            threading.Thread(target=self._serve_alone, args=(loop,), name=session.client, daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads
+            log.warning("%s: shares its thread, heavy as it is: %s", session.client, error)
+            loop.close()
+            return None
+        return loop
+
+    def _close_listeners(self) -> None:
         for listener in self._listeners:
             if listener.fileno() >= 0:
                 self._close_listener(listener)
+
+    # On the main loop's thread
+
+    def _look_after_clients(self) -> None:
+        """See to it that no client keeps the others waiting, whatever it is that its request waits for."""
+        try:
+            if self._shared.relieve():
+                log.debug("a request takes long: all other clients go on without it")
+        except RuntimeError as error:
+            log.warning("a request takes long, and all clients wait for it: %s", error)
+        self._loop.call_later(RELIEF_S, self._look_after_clients)
+
+    def _stop(self) -> None:
         with self._lock:
+            again = self._stopping
+            self._stopping = True
             sessions = list(self._sessions)
+        self._shared.call_soon(self._close_listeners)
         for session in sessions:
             if again:
                 session.abort()
@@ -183,7 +235,7 @@ class Server:
 
     def _close_listener(self, listener: socket.socket) -> None:
         try:
-            self._loop.forget(listener.fileno())
+            self._shared.forget(listener.fileno())
         except KeyError:  # it was out of the loop, waiting for descriptors
             log.debug("stopped while clients could not be accepted")
         listener.close()
@@ -208,16 +260,28 @@ class Server:
 
     # On a session's thread
 
-    def _serve(self, session: Session, loop: Loop) -> None:
-        loop.call_soon(session.start)
-        try:
-            loop.run()
-            session.join()
-        finally:
-            log.info("%s: gone", session.client)  # now: without this session, the process may end before the next line
-            with self._lock:
-                del self._sessions[session]
-            self._loop.call_soon(self._end_if_idle)
+    def _serve_alone(self, loop: Loop) -> None:
+        loop.run()
+        # A session that has gone back is told there what came too late here.
+        for call in loop.left_over():
+            call()
+
+    def _ended(self, session: Session) -> None:
+        """The connection is closed. What it began may go on, and nobody is to wait for that here."""
+        if session.has_threads:
+            try:
+                threading.Thread(target=self._bury, args=(session,), name=session.client, daemon=True).start()
+                return
+            except RuntimeError as error:  # the system has no more threads
+                log.warning("%s: has to be waited for: %s", session.client, error)
+        self._bury(session)
+
+    def _bury(self, session: Session) -> None:
+        session.join()
+        log.info("%s: gone", session.client)  # now: without this session, the process may end before the next line
+        with self._lock:
+            self._sessions.discard(session)
+        self._loop.call_soon(self._end_if_idle)
 
 
 def _tune(sock: socket.socket) -> None:

@@ -1,11 +1,14 @@
 """One connection: what is received, what runs, what is sent, and how it ends.
 
 The socket has one owner, the session's loop; only the outbox, which any worker may hand a reply, sends as well, and one
-thread at a time. Waiting for the client is the loop's, with one exception: see PATIENCE_S. A request that can be
-answered at once is; one that would wait, or work for long, is given to the session's own workers, so that it delays
-neither the requests behind it nor any other client's. One that has to wait for its range is given to nobody until it
-has it.
+thread at a time. A request that can be answered at once is; one that would wait, or work for long, is given to the
+session's own workers, so that it delays neither the requests behind it nor any other client's. One that has to wait for
+its range is given to nobody until it has it.
 
+Loops:    a session begins on a loop that it shares with others. One that asks for much at a time, or keeps that loop
+          for long, is heavy: it moves to a loop and a thread of its own, where it may also wait for its client in the
+          kernel (see PATIENCE_S), and back when it has not been heavy for LIGHT_AFTER_S. Whoever wants something done on
+          its loop goes through `_soon`: the session may have moved by then.
 Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
           what is in flight is finished and answered, then the connection is closed.
 Stop:     what has begun is finished and answered; what has not, and what still comes, is answered ESHUTDOWN. Once
@@ -29,6 +32,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 
 from impl.errors import PeerError
@@ -38,7 +42,7 @@ from impl.nbd.server_handshake import Phase, ServerHandshake
 from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
 from impl.server.loop import READABLE, WRITABLE, Loop
-from impl.server.outbox import BrokenReply, Outbox
+from impl.server.outbox import BrokenReply, Outbox, Outgoing
 from impl.server.record import RecordedCommands, recorded_if_wanted
 from impl.server.request_log import LoggedCommands, logged_if_wanted
 from impl.server.workers import Workers
@@ -49,6 +53,13 @@ PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 HANDSHAKE_RECEIVE_BYTES = 64 << 10
 # One client may not keep a loop for longer than this many receives.
 RECEIVES_MAX = 16
+# A request to read or write more than this makes a session heavy.
+LIGHT_MAX_BYTES = 128 << 10
+LIGHT_AFTER_S = 1.0
+# So many parts of replies, or so much to be read, are sent before the next request is taken: so that the client has
+# something to do meanwhile.
+SEND_AFTER_ITEMS = 64
+SEND_AFTER_BYTES = 64 << 10
 # A client that is silent for so long in the middle of the handshake wants nothing of us, or is no client.
 HANDSHAKE_SILENCE_S = 60.0
 # After so long, what has been answered is sent, and whatever else the loop has to do is done, before the next request.
@@ -59,6 +70,7 @@ UNREAD_S = 2.0
 LINGER_S = 1.0
 # Plain integers: looking at an Enum costs more than many a command.
 DISC = int(Command.DISC)
+MOVING = (int(Command.READ), int(Command.WRITE))
 HANG_UP = select.EPOLLHUP | select.EPOLLERR
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)
 MSG_WAITALL = int(socket.MSG_WAITALL)
@@ -73,6 +85,10 @@ GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
 log = logging.getLogger("cowproof.server")
 
 
+def no_loop() -> None:
+    """Of a session that stays where it is."""
+
+
 class Session:
     """Serves one client on a loop until it is done, then calls `on_end`."""
 
@@ -85,8 +101,11 @@ class Session:
         threads: int,
         loop: Loop,
         on_end: Callable[[], None],
+        own_loop: Callable[[], Loop | None] = no_loop,
     ) -> None:
-        be_patient(sock)
+        """`own_loop` gives a loop that runs on a thread of its own, or None if that cannot be."""
+        sock.setblocking(False)
+        set_patience(sock)
         self.client = client
         self._sock = sock
         self._fd = sock.fileno()
@@ -100,6 +119,10 @@ class Session:
         self._outbox = Outbox(sock)
         self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
         self._loop = loop
+        self._shared_loop = loop
+        self._own_loop = own_loop
+        self._is_heavy = False  # since the last look
+        self._held: Request | None = None  # received, and to be served once the session has moved
         self._on_end = on_end
         self._interest: int | None = None  # None: not even in a hang-up, which would be told again and again
         self._receiving = True
@@ -141,12 +164,12 @@ class Session:
             log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
             self._end()
 
-        self._loop.call_later(HANDSHAKE_SILENCE_S, look)
+        self._loop.call_later(HANDSHAKE_SILENCE_S, look, self)
 
     def _drain(self) -> None:
         self._draining = True
         # What was sent before the stop is there by now, and is answered.
-        self._guarded(self._receive_and_update)
+        self._receive_and_update()
 
     def _ready(self, events: int) -> None:
         if events & HANG_UP:
@@ -178,6 +201,8 @@ class Session:
         if self._receiving and not self._has_more and not self._is_paused():
             received = self._receive()
         self._update()
+        if self._loop is self._shared_loop:
+            return
         for _ in range(received, RECEIVES_MAX):
             if not self._has_only_to_wait() or not self._wait_here():
                 return
@@ -188,6 +213,7 @@ class Session:
         return (
             self._receiving
             and self._reader is not None
+            and self._loop is not self._shared_loop
             and not (self._running or self._has_more or self._stopping or self._draining or self._ended)
             and not (self._outbox or self._reader.awaits_payload)
         )
@@ -270,23 +296,50 @@ class Session:
         """Start the requests that have arrived whole, until that has taken long enough, or too much is in flight."""
         reader = self._reader
         self._has_more = False
-        while reader is not None and self._receiving:
-            try:
-                request = reader.next()
-            except PeerError as error:  # what came before is answered; what follows cannot be told apart
-                log.warning("%s: hanging up: %s", self.client, error)
-                self._receiving = False
-                self._draining = True
-                break
-            if request is None:
-                break
-            if request.command == DISC and not request.error:
-                self._heard_all()
-                break
-            self._serve(request)
-            if self._is_paused() or monotonic() > turn_ends:
-                self._has_more = True
-                break
+        if reader is None:
+            return
+        self._is_starting = True
+        answers: list[Outgoing] = []
+        try:
+            while self._receiving and (request := self._next_request(reader)) is not None:
+                answer = self._answer(request)
+                if answer is not None:
+                    answers += answer
+                    if len(answers) >= SEND_AFTER_ITEMS or (request.length >= SEND_AFTER_BYTES and not request.payload):
+                        self._outbox.add(answers)
+                        self._outbox.flush()
+                        answers = []
+                if monotonic() > turn_ends:
+                    self._has_more = self._is_heavy = True
+                    break
+                if self._is_paused():
+                    self._has_more = True
+                    break
+        finally:
+            self._is_starting = False
+            self._outbox.add(answers)
+
+    def _next_request(self, reader: RequestReader) -> Request | None:
+        """The next one to be served, if there is one that is to be served here."""
+        try:
+            request = self._held or reader.next()
+        except PeerError as error:  # what came before is answered; what follows cannot be told apart
+            log.warning("%s: hanging up: %s", self.client, error)
+            self._receiving = False
+            self._draining = True
+            return None
+        self._held = None
+        if request is None:
+            return None
+        if request.length > LIGHT_MAX_BYTES and request.command in MOVING:
+            self._is_heavy = True
+            if self._may_move():
+                self._held, self._has_more = request, True
+                return None
+        elif request.command == DISC and not request.error:
+            self._heard_all()
+            return None
+        return request
 
     def _heard_all(self) -> None:
         """The client has said its last word: what is in flight is finished, and then nobody has to be waited for."""
@@ -294,21 +347,19 @@ class Session:
         self._receiving = False
         self._draining = True
 
-    def _serve(self, request: Request) -> None:
+    def _answer(self, request: Request) -> Reply | None:
+        """The reply, or None where that is left to a worker."""
         commands = self._commands
         assert commands is not None
         if self._stopping:
-            self._outbox.add(commands.error(request, errno.ESHUTDOWN, STOPPING))
-            return
-        self._is_starting = True
+            return commands.error(request, errno.ESHUTDOWN, STOPPING)
         answer = commands.start(request)
-        self._is_starting = False
         if isinstance(answer, Later):
             self._begin(answer)
-            return
-        self._outbox.add(answer)
+            return None
         if request.payload and self._reader is not None:
             self._reader.give_back(request.payload)
+        return answer
 
     def _begin(self, work: Later) -> None:
         with self._lock:
@@ -327,10 +378,14 @@ class Session:
         """Send what can be sent, take what a pause left, and wait for whatever is needed next."""
         if self._lingering:
             return
-        self._outbox.flush()
-        if not self._is_paused():
-            self._take_requests(monotonic() + TURN_S)
         sent_all = self._outbox.flush()
+        if self._has_more and not self._is_paused():
+            if self._is_heavy and self._move_out():
+                return
+            self._take_requests(monotonic() + TURN_S)
+            sent_all = self._outbox.flush()
+        if self._is_settled(sent_all):
+            return
         with self._lock:
             paused = self._is_paused()
             # From here on a worker that finishes asks for another update.
@@ -338,7 +393,7 @@ class Session:
             idle = self._running == 0
         is_empty = sent_all and not self._outbox
         if self._has_more and not paused:
-            self._loop.call_soon(lambda: self._guarded(self._update))
+            self._soon(self._update)
         elif self._draining and idle and is_empty:
             self._linger()
             return
@@ -346,6 +401,61 @@ class Session:
             self._wait_for_reader()
         receiving = self._receiving and not paused and not self._has_more
         self._wait_for((READABLE if receiving else 0) | (0 if sent_all else WRITABLE))
+
+    def _is_settled(self, sent_all: bool) -> bool:
+        """Whether there is nothing to be done but to wait for the client's next request, as before."""
+        return (
+            sent_all
+            and self._interest == READABLE
+            and not (self._has_more or self._draining or self._stopping or self._wants_update)
+            and not self._is_paused()
+        )
+
+    def _may_move(self) -> bool:
+        """Whether the session is where it must not be heavy, and can move."""
+        at_home = self._own_loop is not no_loop and self._loop is self._shared_loop
+        return at_home and not (self._stopping or self._draining)
+
+    def _move_out(self) -> bool:
+        """Go on in a loop of our own; False if that cannot be, and then all is done here, as well as it can be."""
+        if not self._may_move():
+            return False
+        own = self._own_loop()
+        if own is None:
+            self._own_loop = no_loop
+            return False
+        self._move_to(own)
+        return True
+
+    def _move_to(self, loop: Loop) -> None:
+        """Go on on another loop's thread. Nothing here may be touched after that: it may be at work already."""
+        if self._interest is not None:
+            self._loop.forget(self._fd)
+            self._interest = None
+        self._sock.setblocking(loop is not self._shared_loop)
+        self._loop = loop
+        self._soon(self._arrive)
+
+    def _arrive(self) -> None:
+        if self._loop is not self._shared_loop:
+            self._expect_lightness()
+        self._update()
+
+    def _expect_lightness(self) -> None:
+        """Look again and again whether the session is heavy still; if not, move back."""
+        self._is_heavy = False
+
+        def look() -> None:
+            if self._ended or self._draining or self._stopping:
+                return
+            if self._is_heavy or self._has_more:
+                self._expect_lightness()
+                return
+            own = self._loop
+            self._move_to(self._shared_loop)
+            own.stop()
+
+        self._loop.call_later(LIGHT_AFTER_S, look, self)
 
     def _wait_for(self, interest: int) -> None:
         """Change what the loop tells us of; that the client hangs up, it tells once, whatever we wait for."""
@@ -357,7 +467,7 @@ class Session:
         elif self._interest is not None:
             self._loop.change(self._fd, wanted)
         else:
-            self._loop.watch(self._fd, wanted, self._ready)
+            self._loop.watch(self._fd, wanted, self._ready, self)
         self._interest = wanted
 
     def _wait_for_reader(self) -> None:
@@ -375,7 +485,7 @@ class Session:
                 log.warning("%s: hanging up: it does not read its replies", self.client)
                 self._end()
 
-        self._loop.call_later(UNREAD_S, look)
+        self._loop.call_later(UNREAD_S, look, self)
 
     def _linger(self) -> None:
         """All is sent: say so, and wait for the client to have read it."""
@@ -385,7 +495,7 @@ class Session:
         self._lingering = True
         self._sock.shutdown(socket.SHUT_WR)
         self._wait_for(READABLE)
-        self._loop.call_later(LINGER_S, self._end)
+        self._loop.call_later(LINGER_S, self._end, self)
 
     def _discard(self) -> None:
         try:
@@ -405,19 +515,36 @@ class Session:
         self._wait_for(0)
         self._outbox.close()
         self._sock.close()
+        if self._loop is not self._shared_loop:
+            self._loop.stop()
         self._on_end()
 
     # Called on any thread
 
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Have it called on the thread of the session's loop, whichever that is by then."""
+        loop = self._loop
+        while not loop.call_soon(partial(self._on_loop, loop, call), self):
+            if loop is self._loop:  # it has ended for good, and so has the session
+                return
+            loop = self._loop
+
+    def _on_loop(self, loop: Loop, call: Callable[[], None]) -> None:
+        """On the thread of `loop`: only there can the session leave it."""
+        if loop is self._loop:
+            self._guarded(call)
+        else:
+            self._soon(call)
+
     def stop(self) -> None:
         """Finish what has begun, refuse all else, and end."""
         self._stopping = True
-        self._loop.call_soon(self._drain)
+        self._soon(self._drain)
 
     def abort(self) -> None:
         """End now, whatever is in flight."""
         self._stopping = True
-        self._loop.call_soon(self._end)
+        self._soon(self._end)
 
     def join(self) -> None:
         """Wait until nothing of this session runs on the overlay any more; after its end."""
@@ -425,6 +552,11 @@ class Session:
             self._all_done.wait_for(lambda: self._running == 0)
         for workers in self._workers.values():
             workers.join()
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether there is anything that `join` would have to wait for; after the end."""
+        return self._running > 0 or any(workers.has_threads for workers in self._workers.values())
 
     @property
     def is_busy(self) -> bool:
@@ -473,7 +605,7 @@ class Session:
                 reply = answer
         except Exception:
             log.exception("%s: hanging up because of a bug in the server", self.client)
-            self._loop.call_soon(self._end)
+            self._soon(self._end)
         self._finish(work, reply)
 
     def _refusal(self, work: Later, code: int, message: str) -> Reply:
@@ -493,12 +625,11 @@ class Session:
                 self._all_done.notify_all()
             wants_update = self._wants_update
         if wants_update or not sent_all:
-            self._loop.call_soon(lambda: self._guarded(self._update))
+            self._soon(self._update)
 
 
-def be_patient(sock: socket.socket) -> None:
-    """Make calls wait in the kernel for up to PATIENCE_S, unless they say MSG_DONTWAIT (socket(7), SO_RCVTIMEO)."""
-    sock.setblocking(True)
+def set_patience(sock: socket.socket) -> None:
+    """Where calls wait in the kernel at all, they are to wait for up to PATIENCE_S (socket(7), SO_RCVTIMEO)."""
     patience = struct.pack("ll", 0, int(PATIENCE_S * 1e6))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)

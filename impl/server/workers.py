@@ -51,6 +51,11 @@ class Workers:
             with self._lock:
                 self._idle += 1
 
+    @property
+    def has_threads(self) -> bool:
+        """Whether any was ever needed."""
+        return bool(self._threads)
+
     def join(self) -> None:
         """Wait until all that was submitted is done, and the threads have ended. Nothing may be submitted any more."""
         for _ in self._threads:
