@@ -420,15 +420,16 @@ def lines_of(among: Sequence[Found]) -> list[str]:
 
 
 def leads(among: Iterable[Found], ours: Found) -> Iterator[str]:
-    """Ours beside each, and who is ahead."""
-    mine = ours.of("whole").median
+    """Ours beside each; and who is ahead, be it in one stage only."""
     for one in among:
-        if one is not ours and one.rounds:
-            theirs = one.of("whole").median
-            if theirs >= mine:
-                yield f"{OURS} is {theirs / mine:.2f} times as fast as {one.name}"
-            else:
-                yield f"{one.name} is ahead: {mine / theirs:.2f} times as fast as {OURS}"
+        if one is ours or not one.rounds:
+            continue
+        ratios = {stage: one.of(stage).median / ours.of(stage).median for stage in STAGES}
+        if ratios["whole"] >= 1:
+            yield f"{OURS} is {ratios['whole']:.2f} times as fast as {one.name}"
+        for stage, ratio in ratios.items():
+            if ratio < 1:
+                yield f"{one.name} is ahead in {stage}: {1 / ratio:.2f} times as fast as {OURS}"
 
 
 def mails_own(among: Sequence[Found]) -> Iterator[str]:
@@ -440,17 +441,20 @@ def mails_own(among: Sequence[Found]) -> Iterator[str]:
 
 
 def noise(among: Iterable[Found]) -> list[str]:
-    """What makes the figures doubtful."""
-    lines = []
-    for one in among:
-        if not one.rounds:
-            continue
-        whole = one.of("whole")
-        if len(one.rounds) > 1 and whole.is_wide:
-            lines.append(f"noisy: {one.name}'s rounds differ by {(whole.most - whole.least) / whole.median:.0%}")
-        if disturbed := sum(round_["whole"].noisy for round_ in one.rounds):
-            lines.append(f"noisy: {disturbed} of {one.name}'s {len(one.rounds)} rounds ran beside other work")
-    return lines
+    """What makes the figures doubtful, a line for each reason."""
+    there = [(one, one.of("whole")) for one in among if one.rounds]
+    wide = [
+        f"{one.name}'s by {(whole.most - whole.least) / whole.median:.0%}"
+        for one, whole in there
+        if len(one.rounds) > 1 and whole.is_wide
+    ]
+    disturbed = [
+        f"{count} of {one.name}'s {len(one.rounds)}"
+        for one, _ in there
+        if (count := sum(round_["whole"].noisy for round_ in one.rounds))
+    ]
+    lines = [f"noisy: rounds differ: {', '.join(wide)}"] if wide else []
+    return [*lines, *([f"noisy: rounds beside other work: {', '.join(disturbed)}"] if disturbed else [])]
 
 
 # The command.
@@ -468,7 +472,7 @@ def noise(among: Iterable[Found]) -> list[str]:
 @click.option("--rounds", type=click.IntRange(1, ROUNDS_MAX), default=3, show_default=True, help="That count.")
 @click.option("--latency", default="5ms", show_default=True, metavar="TIME", help="Of each read of the base.")
 @click.option("--size", default="256M", show_default=True, metavar="SIZE", help="Of the disk, a multiple of 16M.")
-@click.option("--copy-on-read", is_flag=True, help="Keep what is read in the overlay, which the mail's did not.")
+@click.option("--copy-on-read", is_flag=True, help="Keep what is read in the overlay, as in no run of the mail.")
 @click.option("--json", "json_path", metavar="FILE", help="Write all samples here.")
 @click.option("--directory", metavar="DIR", help="For the disk and the overlays; default $TMPDIR, or /var/tmp.")
 def pipelines(
@@ -482,6 +486,8 @@ def pipelines(
 ) -> None:
     """Choose, measure, print, and exit."""
     wanted = chosen_pipelines(patterns)
+    if copy_on_read:
+        wanted = [replace(one, mail_s=None) for one in wanted]
     settings = Settings(rounds, size_of(size), latency_of(latency), copy_on_read)
     if json_path is not None:
         check_writable(Path(json_path))

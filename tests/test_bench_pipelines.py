@@ -506,15 +506,23 @@ def test_who_is_ahead_is_told():
     said = lines_of(RUN)
     assert "cowproof is 5.00 times as fast as global-lock" in said
     assert "cowproof is 2.00 times as fast as nbdkit" in said
-    assert "qemu-img is ahead: 2.00 times as fast as cowproof" in said
+    assert "qemu-img is ahead in whole: 2.00 times as fast as cowproof" in said
     assert "nbdkit is 3.00 times as fast as nbdkit-serial; in the mail, it is 1.91 times" in said
     assert "qemu-img is 12.00 times as fast as nbdkit-serial; in the mail, it is 1.62 times" in said
 
 
+def test_who_is_ahead_in_one_stage_only_is_told_too():
+    rounds = [{**sample_of(4.0), "copy": Sample(1.0)}]
+    said = lines_of([RUN[1], Found("nbdkit", "", rounds)])
+    assert "cowproof is 2.00 times as fast as nbdkit" in said
+    assert "nbdkit is ahead in copy: 2.00 times as fast as cowproof" in said
+    assert not any("ahead in whole" in line for line in said)
+
+
 def test_rounds_that_differ_or_were_disturbed_are_told():
-    said = "\n".join(lines_of([*RUN[:1], found_of("cowproof", 1.0, 1.0, noisy=True)]))
-    assert "noisy: global-lock's rounds differ by 40%" in said
-    assert "noisy: 2 of cowproof's 2 rounds ran beside other work" in said
+    said = lines_of([*RUN[:1], found_of("cowproof", 1.0, 1.0, noisy=True)])
+    assert "noisy: rounds differ: global-lock's by 40%" in said
+    assert "noisy: rounds beside other work: 2 of cowproof's 2" in said
 
 
 @pytest.mark.parametrize("found", [RUN[1:2], [found_of("global-lock"), RUN[1]], [RUN[0], found_of("cowproof")]])
@@ -604,6 +612,7 @@ def test_every_pipeline_that_is_found_copies_what_it_should(mode, tmp_path, shor
     found = json.loads(kept.read_text(encoding="utf-8"))
     assert found["format"] == pipelines.FORMAT
     for one in found["pipelines"]:
+        assert not (mode and one["mail_s"]), "the mail has no run with copy-on-read"
         installed = not pipelines.reason_against(pipeline_named(one["name"]))
         assert len(one["rounds"]) == installed, one["cannot"]
         assert all(round_["copy"]["bytes"] == 16 * MIB for round_ in one["rounds"])
