@@ -1,5 +1,7 @@
 """The command `bench`: its options, what it prints, its exit statuses.
 
+It measures one of three tables: the servers side by side, how cost grows, or the checkers.
+
 Errors:  exit status 0: measured. 1: a program is missing, or cowproof could not do what it was asked; one line says
          what. 2: wrong usage. 130: Ctrl-C; what was measured until then is printed, and written.
 """
@@ -9,9 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import FrameType
@@ -19,11 +21,11 @@ from typing import Protocol, TypeVar
 
 import click
 
-from bench import machine
+from bench import growth, machine
 from bench.clients import PACKAGES
 from bench.page import page
-from bench.report import head, row_lines, summary
-from bench.results import Results, RowResult, load, save
+from bench.report import body, conclusion, head, row_lines, series_lines
+from bench.results import Results, RowResult, Series, load, save
 from bench.rows import ROWS, Row
 from bench.run import Progress, Run, Settings, fits, private_folder
 from bench.servers import SERVERS, Server, absent
@@ -45,6 +47,10 @@ system, in turn: A B C, A B C. Where a row needs a fresh overlay, each round has
 warms up and is not counted; one that ran beside other work is repeated. Of each row you see medians with the least
 and the most, the ratio to each server, the processor time that server and client took, latencies, memory, whether
 what is asked of cowproof was met, and who is ahead.
+
+With --growth, rows differ in one number (connections, requests in flight, the size of the device, how much of it is in
+the overlay, the unit of copying), and you see by which power of it the cost of a request grows, and whether that is
+more than is expected. With --checkers, the explorer and the checker of histories are measured, and no server.
 """
 
 EXAMPLES = (
@@ -53,6 +59,9 @@ EXAMPLES = (
     ("--list", "the rows and the servers, and what is missing"),
     ("--rows '4k-read-*,slow*' --rounds 9", "some rows, by patterns as of a shell"),
     ("--servers cowproof,nbdkit --rows '*-c1*'", "two servers, one connection"),
+    ("--growth --json growth.json --html growth.html", "how cost grows, in about an hour; --quick, minutes"),
+    ("--growth --rows 'depth-*,size-*'", "with what is in flight, and with the size of the device"),
+    ("--checkers", "the explorer and the checker of histories, in about a minute"),
     ("--json run.json --html run.html", "and keep it, as data and as a page with plots"),
     ("--show run.json --html run.html", "what a run gave, without measuring"),
 )
@@ -88,6 +97,8 @@ class Bench(click.Command):
     short_help="Measure it beside nbdkit, qemu-nbd and nbd-server.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+@click.option("--growth", "is_growth", is_flag=True, help="Measure how cost grows, instead of the servers' rows.")
+@click.option("--checkers", "is_checkers", is_flag=True, help="Measure the checkers, instead of servers.")
 @click.option(
     "--rows", default="*", metavar="PATTERNS", help="Which rows: names or patterns, with commas; default all."
 )
@@ -115,6 +126,8 @@ class Bench(click.Command):
 @click.option("--show", metavar="FILE", help="Measure nothing: show what --json wrote.")
 @click.option("--directory", metavar="DIR", help="For the base and the overlays; default $TMPDIR, or /var/tmp.")
 def bench(
+    is_growth: bool,
+    is_checkers: bool,
     rows: str,
     servers: str,
     rounds: int | None,
@@ -129,12 +142,15 @@ def bench(
     directory: str | None,
 ) -> None:
     """Choose, measure, print, and exit."""
-    chosen_rows = chosen([row for row in ROWS if row.quick or not quick or rows != "*"], rows, "row")
-    chosen_servers = chosen(
-        [server for server in SERVERS if servers != "*" or not (quick and server.setting_of)], servers, "server"
-    )
+    if is_growth and is_checkers:
+        raise UsageError("--growth and --checkers: expected one of them")
+    if is_checkers:
+        refuse({"--size": size, "--seconds": seconds, "--repeats": repeats, "--directory": directory}, "--checkers")
+        job = checkers_job(rows, servers, quick)
+    else:
+        job = (growth_job if is_growth else servers_job)(rows, servers, quick)
     if is_list:
-        click.echo("\n".join(list_lines(chosen_rows, chosen_servers)))
+        click.echo("\n".join(job.listed()))
         return
     paths = [Path(path) for path in (json_path, html_path) if path is not None]
     for path in paths:
@@ -144,14 +160,8 @@ def bench(
         show_all(results)
     else:
         settings = settings_of(quick, rounds, size, seconds, repeats)
-        check_clients(chosen_rows)
-        results = measured(
-            chosen_rows,
-            chosen_servers,
-            settings,
-            folder_of(directory),
-            lambda so_far: write(so_far, json_path, html_path),
-        )
+        work = job.prepared(settings, folder_of(directory))
+        results = measured(work, lambda so_far: write(so_far, json_path, html_path))
     write(results, json_path, html_path)
     if failed := failures(results):
         raise StartError(failed)
@@ -168,7 +178,16 @@ class Named(Protocol):
         """What patterns are held against."""
 
 
+class Quick(Named, Protocol):
+    """A row."""
+
+    @property
+    def quick(self) -> bool:
+        """Whether it belongs to the few."""
+
+
 T = TypeVar("T", bound=Named)
+Q = TypeVar("Q", bound=Quick)
 
 
 def chosen(among: Sequence[T], patterns: str, what: str) -> list[T]:
@@ -178,6 +197,13 @@ def chosen(among: Sequence[T], patterns: str, what: str) -> list[T]:
         if not any(fnmatchcase(one.name, pattern) for one in among):
             raise UsageError(f"--{what}s: no {what} is named {quoted(pattern)}; --list shows them")
     return [one for one in among if any(fnmatchcase(one.name, pattern) for pattern in asked)]
+
+
+def refuse(given: Mapping[str, object], because: str) -> None:
+    """What has no meaning is not passed over."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} does not go with {because}")
 
 
 def settings_of(
@@ -220,44 +246,142 @@ def check_writable(path: Path) -> None:
         raise StartError(f"{path}: {error.strerror}") from None
 
 
+# What can be measured.
+
+Done = Callable[[RowResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is about to be measured: its results, still without rows, and how to get these."""
+
+    results: Results
+    measure: Callable[[Done], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows that were chosen, and who does them: as a list, and ready to be measured, in a folder."""
+
+    listed: Callable[[], list[str]]
+    prepared: Callable[[Settings, Path], Work]
+
+
+def servers_job(rows: str, servers: str, quick: bool) -> Job:
+    """The servers, side by side."""
+    among = [server for server in SERVERS if servers != "*" or not (quick and server.setting_of)]
+    return _rows_job(chosen_rows(ROWS, rows, quick), chosen(among, servers, "server"), "servers", [])
+
+
+def growth_job(rows: str, servers: str, quick: bool) -> Job:
+    """How cost grows."""
+    among = [server for server in SERVERS if servers != "*" or server.name in growth.SERVERS]
+    found = chosen_rows(growth.ROWS, rows, quick)
+    others = {row.name for row in growth.ROWS} - {row.name for row in found}
+    series = [left for one in growth.SERIES if (left := one.without(others)).at]
+    return _rows_job(found, chosen(among, servers, "server"), "growth", series)
+
+
+def chosen_rows(among: Sequence[Q], patterns: str, quick: bool) -> list[Q]:
+    """Of those that are quick, if nothing else is said."""
+    return chosen([row for row in among if row.quick or not quick or patterns != "*"], patterns, "row")
+
+
+def _rows_job(rows: list[Row], servers: list[Server], kind: str, series: list[Series]) -> Job:
+    def prepared(settings: Settings, parent: Path) -> Work:
+        check_clients(rows)
+        told = {**asdict(settings), "size": format_size(settings.size_bytes)}
+        results = Results(machine.described(parent), machine.versions(), told, series=series, kind=kind)
+
+        def measure(done: Done) -> None:
+            with private_folder(parent) as folder:
+                Run(Path(folder), settings, show_progress).all(rows, servers, done)
+
+        return Work(results, measure)
+
+    return Job(lambda: list_lines(rows, servers), prepared)
+
+
+def checkers_job(rows: str, servers: str, quick: bool) -> Job:
+    """The checkers, which need packages that those who only measure servers do not."""
+    try:
+        from bench import checkers  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise StartError(f"--checkers needs {error.name}, which is not installed") from None
+    checks = chosen_rows(checkers.CHECKS, rows, quick)
+    among = [one for one in checkers.CHECKERS if servers != "*" or not (quick and one.setting_of)]
+    found = chosen(among, servers, "server")
+
+    def prepared(settings: Settings, parent: Path) -> Work:
+        described = {what: told for what, told in machine.described(parent).items() if what != "overlays"}
+        results = Results(described, machine.versions()[:2], {"rounds": settings.rounds}, kind="checkers")
+        return Work(results, lambda done: checkers.all_measured(checks, found, settings.rounds, show_name, done))
+
+    def listed() -> list[str]:
+        rows_told = names("rows", checks, lambda check: check.meaning)
+        return [*rows_told, "", *names("checkers", found, lambda checker: checker.shown)]
+
+    return Job(listed, prepared)
+
+
+def names(what: str, among: Sequence[T], told: Callable[[T], str]) -> list[str]:
+    """Each with what there is to say of it."""
+    width = max(len(one.name) for one in among)
+    return [f"{len(among)} {what}:", *(f"  {one.name:<{width}}  {told(one)}" for one in among)]
+
+
 def list_lines(rows: Sequence[Row], servers: Sequence[Server]) -> list[str]:
     """What there is to choose from."""
-    row_width, server_width = max(len(row.name) for row in rows), max(len(server.name) for server in servers)
-    lines = [f"{len(rows)} rows:", *(f"  {row.name:<{row_width}}  {row.meaning}" for row in rows)]
-    lines += ["", f"{len(servers)} servers:"]
-    for server in servers:
-        lines.append(f"  {server.name:<{server_width}}  {absent(server) or server.shown}")
     turns = sum(fits(server, row) for row in rows for server in servers)
-    return [*lines, "", f"{turns} servers in rows, each in 5 rounds and one that warms up"]
+    return [
+        *names("rows", rows, lambda row: row.meaning),
+        "",
+        *names("servers", servers, lambda server: absent(server) or server.shown),
+        "",
+        f"{turns} servers in rows, each in 5 rounds and one that warms up",
+    ]
 
 
 # Measuring.
 
 
-def measured(
-    rows: Sequence[Row], servers: Sequence[Server], settings: Settings, parent: Path, keep: Callable[[Results], None]
-) -> Results:
-    """All rows, each printed when it is done. Ctrl-C ends it early: what there is is kept."""
-    told = {**asdict(settings), "size": format_size(settings.size_bytes)}
-    results = Results(machine.described(parent), machine.versions(), told)
+def measured(work: Work, keep: Callable[[Results], None]) -> Results:
+    """All rows, each printed when it, or its series, is done. Ctrl-C ends it early: what there is is kept."""
+    results = work.results
     click.echo("\n".join([*head(results), ""]))
 
     def done(row: RowResult) -> None:
         clear()
         results.rows.append(row)
-        click.echo("\n".join(row_lines(row)))
+        if lines := news(results):
+            click.echo("\n".join(lines))
         keep(results)
 
     try:
-        with ended_by_sigterm(), private_folder(parent) as folder:
-            Run(Path(folder), settings, show_progress).all(rows, servers, done)
+        with ended_by_sigterm():
+            work.measure(done)
     except KeyboardInterrupt:
         clear()
-        click.echo("\n".join(summary(results.rows)))
+        click.echo("\n".join([*unfinished(results), *conclusion(results)]))
         sys.exit(INTERRUPTED)
     clear()
-    click.echo("\n".join(summary(results.rows)))
+    click.echo("\n".join(conclusion(results)))
     return results
+
+
+def news(results: Results) -> list[str]:
+    """What the last row has brought: itself, or its series, if it is the last of that."""
+    row = results.rows[-1]
+    series = results.series_of(row)
+    if series is None:
+        return row_lines(row)
+    return series_lines(series, results) if len(results.rows_of(series)) == len(series.at) else []
+
+
+def unfinished(results: Results) -> list[str]:
+    """Series that have some of their rows, and have not been printed."""
+    begun = [series for series in results.series if 0 < len(results.rows_of(series)) < len(series.at)]
+    return [line for series in begun for line in series_lines(series, results)]
 
 
 @contextmanager
@@ -284,6 +408,14 @@ def show_progress(progress: Progress) -> None:
         click.echo(f"{progress.row.name}{left}", err=True)
 
 
+def show_name(name: str) -> None:
+    """The same, where nothing else is known."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{name:<100}", nl=False, err=True)
+    else:
+        click.echo(name, err=True)
+
+
 def clear() -> None:
     """The line of progress."""
     if sys.stderr.isatty():
@@ -303,8 +435,7 @@ def duration(seconds: float) -> str:
 
 def show_all(results: Results) -> None:
     """As it was printed when it was measured."""
-    lines = [*head(results), "", *(line for row in results.rows for line in row_lines(row)), *summary(results.rows)]
-    click.echo("\n".join(lines))
+    click.echo("\n".join([*head(results), "", *body(results), *conclusion(results)]))
 
 
 def write(results: Results, json_path: str | None, html_path: str | None) -> None:

@@ -154,7 +154,7 @@ class LockThenNot:
 Made = Parts | Memory
 
 
-def bitmap_lock(parts: Made) -> Algorithm:
+def bitmap_lock(parts: Made) -> BitmapLock:
     lock, rmw = parts.sync.lock(), parts.sync.lock()
     block_size, modes = parts.disk.block_size, parts.modes
     return BitmapLock(
@@ -180,7 +180,7 @@ def range_lock(parts: Made) -> Algorithm:
 
 
 def lock_then_not(parts: Made) -> Algorithm:
-    return LockThenNot(TwoBitMap(parts.map), parts.sync.lock(), parts.disk.block_size)
+    return LockThenNot(TwoBitMap(parts.map), parts.sync.lock(), parts.disk.block_size)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,8 @@ def is_right(row: Row, state: Threads) -> bool:
     disk = row.question.program.disk
     found, _ = row.question.kind.seen(disk, state.memory.world())
     [part] = parts_of(disk, "request")
-    calls = [Call(request, 0, 0, said) for request, said in zip(row.requests, state.answers, strict=True)]
+    answers = [said for said in state.answers if said is not None]
+    calls = [Call(request, 0, 0, said) for request, said in zip(row.requests, answers, strict=True)]
     return any(contents(device) == found for order in orders(calls) for device in after(device_of(disk, part), order))
 
 
@@ -393,15 +394,15 @@ def verdict_of(setting: Setting, said: bool | None, is_cut: bool) -> str:
     return NOTHING_FOUND if setting.name == "random" else Verdict.HOLDS.value
 
 
-def require_frontrun() -> None:
-    """Exit status 2 where frontrun cannot be used, and what to do."""
+def require_frontrun(module: str = "bench.explorers") -> None:
+    """Exit status 2 where frontrun cannot be used, and what to do. `module`: what is run, as `python -m` wants it."""
     if importlib.util.find_spec("frontrun") is None:
         raise NotHere(f"frontrun is not here; install it: {sys.executable} -m pip install {FRONTRUN}")
     from frontrun.cli import is_active  # noqa: PLC0415
 
     if not is_active():
         command = Path(sys.executable).parent / "frontrun"
-        raise NotHere(f"frontrun has to start this itself: {command} python -m bench.explorers")
+        raise NotHere(f"frontrun has to start this itself: {command} python -m {module}")
 
 
 class NotHere(click.ClickException):

@@ -20,6 +20,7 @@ import os
 import platform
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,8 @@ from check.history.command import STATUS
 from check.history.format import load, save
 from model.budget import Budget
 from model.history import BASE, OK, History
-from model.linearizability import Verdict, decide
+from model.linearizability import decide
+from model.wgl import Verdict
 
 T = TypeVar("T")
 
@@ -111,7 +113,8 @@ class Row:
     @property
     def expected(self) -> str:
         """The verdict that the history was made for."""
-        return (Verdict.NOT_LINEARIZABLE if self.faulty else Verdict.LINEARIZABLE).value
+        verdict = Verdict.NOT_LINEARIZABLE if self.faulty else Verdict.LINEARIZABLE
+        return str(verdict.value)
 
     def history(self) -> History:
         """The history."""
@@ -210,15 +213,18 @@ def make_torn(history: History) -> None:
     writes = {value: at for at, value in enumerate(history.value) if history.op[at] == "write"}
     for read in range(len(history) - 1, -1, -1):
         value = history.value[read]
-        if history.op[read] != "read" or len(value) < 2 or len(set(value)) > 1 or value[0][0] not in writes:
+        if history.op[read] != "read" or not isinstance(value, tuple):
+            continue
+        if len(value) < 2 or len(set(value)) > 1 or value[0][0] not in writes:
             continue
         write = writes[value[0][0]]
         if history.ret[write] < history.call[read]:
             continue
         for at in range(write - 1, -1, -1):
             covers = history.offset[at] <= history.offset[read] < history.offset[at] + history.length[at]
-            if history.op[at] == "write" and covers and history.ret[at] < history.call[write]:
-                history.value[read] = ((history.value[at], BLOCK_BYTES), *value[1:])
+            earlier = history.value[at]
+            if isinstance(earlier, str) and covers and history.ret[at] < history.call[write]:
+                history.value[read] = ((earlier, BLOCK_BYTES), *value[1:])
                 return
     raise ValueError("no read of this history can be torn")
 
@@ -261,7 +267,9 @@ def peak_mib() -> int:
 
 def apart(function: Callable[..., T], *arguments: object) -> T:
     """What a function returns in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # Ctrl-C reaches it, too: whoever waits for it ends it.
+    ignoring = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(1, signal.signal, ignoring) as pool:
         return pool.apply(function, arguments)
 
 
@@ -391,7 +399,7 @@ def main(
         [Row(*size, min(span, size[2]), level, faulty, budget_s) for faulty in (False, True)]
         for size in product(requests, clients, blocks)
     ]
-    rows = list((check_files if files else decide_all)(pairs))
+    rows: list[tuple[Row | FileRow, bool]] = [*(check_files if files else decide_all)(pairs)]
     if json_path:
         with open(json_path, "w", encoding="utf-8") as file:
             json.dump({"python": platform.python_version(), "rows": [asdict(row) for row, _ in rows]}, file, indent=1)

@@ -2,12 +2,15 @@
 
     python -m bench.own_client URI connect CLIENTS SECONDS
     python -m bench.own_client URI trim|zero|status|mix|scatter
+    python -m bench.own_client URI fill PERCENT
+    python -m bench.own_client URI places COUNT
 
 prints one line of JSON: seconds, requests, bytes, and the latencies p50 and p99.
 
 `connect` shakes hands and leaves, again and again, in as many processes. `trim` and `zero` go over the disk in pieces,
-some in flight. `status` asks for all extents. Two prepare a disk: `mix` writes every other MiB, and `scatter` one block
-in 16 MiB, so that extents alternate.
+some in flight. `status` asks for all extents. Four prepare a disk: `mix` writes every other MiB, `scatter` one block in
+16 MiB, so that extents alternate; `fill` writes so many of every four blocks, two of them apart from each other;
+`places` writes so many blocks in all, at equal distances.
 
 Units:   seconds, bytes.
 Errors:  exit status 3, and why, when the server does not offer what is asked for; 1 when it fails.
@@ -22,7 +25,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from multiprocessing.connection import Connection
@@ -43,6 +46,8 @@ PIECE_BYTES = 32 << 20  # as much as the standard lets a client ask for without 
 MIX_BYTES = 1 << 20
 SCATTER_STRIDE_BYTES = 16 << 20
 SCATTERED_BYTES = 64 << 10
+# Of every four blocks, which come first when only some are written.
+FILL_ORDER = (0, 2, 1, 3)
 
 
 class CannotError(Exception):
@@ -70,11 +75,18 @@ def percentile(ordered: list[float], part: float) -> float | None:
 
 
 def go_over(client: Client, send: Callable[[int, int], Future[Any]], step: int, length: int) -> dict[str, Any]:
-    """A request at every `step` bytes of the disk, some in flight; their latencies."""
+    """A request at every `step` bytes of the disk; what was gone over counts, not what was asked for."""
+    return {**go_to(client, send, range(0, client.size, step), length), "bytes": client.size}
+
+
+def go_to(
+    client: Client, send: Callable[[int, int], Future[Any]], offsets: Iterable[int], length: int
+) -> dict[str, Any]:
+    """A request at each offset, some in flight; their latencies."""
     began_s = time.perf_counter()
     latencies_s: list[float] = []
     waiting: deque[Future[Any]] = deque()
-    for offset in range(0, client.size, step):
+    for offset in offsets:
         if len(waiting) == IN_FLIGHT:
             waiting.popleft().result(TIMEOUT_S)
         sent_s = time.perf_counter()
@@ -83,7 +95,7 @@ def go_over(client: Client, send: Callable[[int, int], Future[Any]], step: int, 
         waiting.append(future)
     for future in waiting:
         future.result(TIMEOUT_S)
-    return report(time.perf_counter() - began_s, latencies_s, client.size)
+    return report(time.perf_counter() - began_s, latencies_s, len(latencies_s) * length)
 
 
 def _note(latencies_s: list[float], sent_s: float, _: Future[Any]) -> None:
@@ -116,6 +128,23 @@ def scatter(client: Client) -> dict[str, Any]:
     return go_over(client, lambda at, length: client.pwrite_async(at, data[:length]), SCATTER_STRIDE_BYTES, len(data))
 
 
+def fill(client: Client, percent: int) -> dict[str, Any]:
+    """Random bytes into this part of every four blocks."""
+    data = os.urandom(SCATTERED_BYTES)
+    of_four = sorted(FILL_ORDER[: percent * len(FILL_ORDER) // 100])
+    blocks = (first + at for first in range(0, client.size // len(data), len(FILL_ORDER)) for at in of_four)
+    offsets = (block * len(data) for block in blocks if block < client.size // len(data))
+    return go_to(client, lambda at, length: client.pwrite_async(at, data[:length]), offsets, len(data))
+
+
+def places(client: Client, count: int) -> dict[str, Any]:
+    """Random bytes into a block at each of so many places, all over the disk."""
+    data = os.urandom(SCATTERED_BYTES)
+    step = client.size // count
+    offsets = range(0, count * step, step)
+    return go_to(client, lambda at, length: client.pwrite_async(at, data[:length]), offsets, len(data))
+
+
 def status(client: Client) -> dict[str, Any]:
     """All extents of the disk; `requests` is how many there are."""
     if not client.can_block_status:
@@ -133,11 +162,13 @@ def status(client: Client) -> dict[str, Any]:
     return {**report(time.perf_counter() - began_s, latencies_s), "requests": count}
 
 
-TASKS: dict[str, Callable[[Client], dict[str, Any]]] = {
+TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "trim": trim,
     "zero": zero,
     "mix": mix,
     "scatter": scatter,
+    "fill": fill,
+    "places": places,
     "status": status,
 }
 
@@ -187,7 +218,7 @@ def main(uri: str, task: str, *arguments: str) -> int:
             done = connections(uri, int(clients), float(seconds))
         else:
             with connect(uri, timeout_s=TIMEOUT_S) as client:
-                done = TASKS[task](client)
+                done = TASKS[task](client, *map(int, arguments))
     except CannotError as error:
         print(error, file=sys.stderr)
         return CANNOT

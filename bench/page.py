@@ -1,6 +1,7 @@
-"""Results as one HTML page that needs no network and runs no script: a plot and a table for each row.
+"""Results as one HTML page that needs no network and runs no script: a plot and a table for each row, or each series.
 
-A plot has a bar for each server, as long as its median, a line from the least to the most, and a dot for each round.
+The plot of a row has a bar for each server, as long as its median, a line from the least to the most, and a dot for
+each round; `bench.curves` draws those of a series.
 
 Source:  HTML Living Standard; SVG 2; Content Security Policy 3, "hash-source".
 Units:   the plot's own: WIDTH stands for the largest value.
@@ -12,8 +13,20 @@ import base64
 import hashlib
 from html import escape
 
-from bench.report import EXPLAINED, head, number, row_lines, summary, verdicts
-from bench.results import Results, RowResult, ServerResult
+from bench.curves import curves
+from bench.report import (
+    KINDS,
+    conclusion,
+    head,
+    measured_series,
+    number,
+    row_lines,
+    series_table,
+    series_verdicts,
+    verdicts,
+)
+from bench.results import Results, RowResult, Series, ServerResult
+from bench.trend import Trend, trends
 from bench.wanted import OURS, marks
 
 WIDTH, NAMES, NUMBERS = 420, 130, 90
@@ -31,6 +44,9 @@ p, ul { margin: 0.3rem 0; } ul { padding-left: 1.2rem; } .faint { color: var(--f
 svg { max-width: 100%; height: auto; display: block; margin: 0.6rem 0; } text { font: 12px system-ui, sans-serif;
   fill: var(--ink); } .ours { fill: var(--ours); } .peer { fill: var(--peer); } .range { stroke: var(--ink); }
 .round { fill: var(--ink); fill-opacity: 0.45; } .met { color: var(--met); } .missed { color: var(--missed); }
+.frame { fill: none; stroke: var(--line); } .grid { stroke: var(--line); } .curve { fill: none; stroke-width: 2; }
+.curve.ours { stroke: var(--ours); } .curve.peer { stroke: var(--peer); }
+.side { display: flex; flex-wrap: wrap; gap: 1rem; }
 pre { overflow-x: auto; font-size: 12.5px; } nav { columns: 3 14rem; font-size: 0.9rem; } a { color: inherit; }
 """
 
@@ -38,20 +54,25 @@ pre { overflow-x: auto; font-size: 12.5px; } nav { columns: 3 14rem; font-size: 
 def page(results: Results) -> str:
     """The whole page."""
     policy = f"default-src 'none'; style-src {_hash(STYLE)}"
+    kind = KINDS[results.kind]
+    rows = [row for row in results.rows if results.series_of(row) is None]
+    series = measured_series(results)
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
         f"<title>cowproof bench</title><style>{STYLE}</style></head><body>",
-        "<h1>cowproof beside other servers</h1>",
+        f"<h1>{escape(kind.title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in head(results)),
-        f'<p class="faint">{escape(EXPLAINED)}</p>',
+        f'<p class="faint">{escape(kind.explained)}</p>',
         "<nav>",
-        *(f'<a href="#{escape(row.name)}">{escape(row.name)}</a>{_sign(row)}<br>' for row in results.rows),
+        *(f'<a href="#{escape(row.name)}">{escape(row.name)}</a>{_sign(row)}<br>' for row in rows),
+        *(f'<a href="#{escape(s.name)}">{escape(s.name)}</a>{_series_sign(s, results)}<br>' for s in series),
         "</nav>",
-        *(line for row in results.rows for line in _section(row)),
+        *(line for row in rows for line in _section(row)),
+        *(line for one in series for line in _series_section(one, results)),
         "<h2>All of it</h2>",
-        f"<pre>{escape(chr(10).join(summary(results.rows)))}</pre>",
+        f"<pre>{escape(chr(10).join(conclusion(results)))}</pre>",
         "</body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -86,6 +107,38 @@ def _section(row: RowResult) -> list[str]:
         "</ul>",
         f"<details><summary>figures</summary><pre>{escape(chr(10).join(row_lines(row)))}</pre></details>",
     ]
+
+
+def _series_sign(series: Series, results: Results) -> str:
+    ours = next((trend for trend in trends(series, results) if trend.server == OURS and trend.is_known), None)
+    if ours is None:
+        return ""
+    return ' <span class="missed">too fast</span>' if ours.is_too_fast else ' <span class="met">as expected</span>'
+
+
+def _series_section(series: Series, results: Results) -> list[str]:
+    shape = results.rows_of(series)[0].shape
+    judged = {str(trend): trend for trend in trends(series, results)}
+    figures = "\n".join(series_table(series, results))
+    return [
+        f'<h2 id="{escape(series.name)}">{escape(series.name)}</h2>',
+        f"<p>{escape(series.meaning)}</p>",
+        f"<p><em>Expected:</em> {escape(series.expected)}</p>",
+        '<div class="side">',
+        curves(series, results, f"{shape.whose} {shape.cost_unit}", lambda row, server: row.cost(server)),
+        curves(series, results, f"requests{shape.unit}", lambda row, server: row.value(server)),
+        "</div>",
+        "<ul>",
+        *(f"<li{_verdict(judged.get(line))}>{escape(line)}</li>" for line in series_verdicts(series, results)),
+        "</ul>",
+        f"<details><summary>figures</summary><pre>{escape(figures)}</pre></details>",
+    ]
+
+
+def _verdict(trend: Trend | None) -> str:
+    if trend is None or not trend.is_known:
+        return ""
+    return ' class="missed"' if trend.is_too_fast else ' class="met"'
 
 
 def _class(line: str) -> str:

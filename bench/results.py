@@ -1,6 +1,7 @@
 """What was measured: samples, what a row's figure is, medians and ratios, and how they are kept as JSON.
 
 Shapes:  Results has a RowResult for each row, which has a ServerResult for each server, which has a Sample a round.
+         A Series names rows that differ in one number.
 Units:   seconds, bytes; a figure's own unit is in FIGURES.
 Errors:  UsageError for a file that `save` has not written.
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from impl.errors import UsageError
+from impl.sizes import format_size
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 FORMAT = "cowproof bench 1"
+KINDS = ("servers", "growth", "checkers")
 SPREAD_MAX = 0.3  # (most - least) / median; above it, a row is called noisy
 
 
@@ -44,13 +47,18 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a row is about. `costs`: what processor time is given for, and how much of that a sample is."""
+    """What a row is about.
+
+    costs:  what processor time is given for, and how much of that a sample is
+    whose:  processor time it is
+    """
 
     unit: str
     more_is_better: bool
     value: Callable[[Sample], float]
     cost_unit: str
     costs: Callable[[Sample], float]
+    whose: str = "server"
 
     def server_cost(self, sample: Sample) -> float:
         """The server's processor time for one of it."""
@@ -78,6 +86,15 @@ FIGURES: dict[str, Figure] = {
     ),
     "time": Figure("ms", False, lambda sample: sample.wall_s * 1000, "CPU s", lambda _: 1.0),
     "memory": Figure("MiB", False, lambda sample: sample.memory_bytes / MIB, "CPU s", lambda _: 1.0),
+    # Of a program with one thread that waits for nothing, for which wall time would only add noise.
+    "work": Figure(
+        "/s of processor time",
+        True,
+        lambda sample: _per(sample.requests, sample.server_s),
+        "CPU s/100k",
+        lambda sample: sample.requests / 100_000,
+        whose="",
+    ),
 }
 
 
@@ -173,14 +190,57 @@ def ratio(ours: float, theirs: float, more_is_better: bool) -> float | None:
     return above / below if below else None
 
 
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Rows that differ in one number.
+
+    axis:      what that number is of
+    unit:      "bytes", "%", or nothing
+    expected:  how the cost of a request grows with it, and why
+    bound:     the exponent that this comes to at most; see `bench.trend`
+    at:        the number of each row, by the row's name, the least first
+    """
+
+    name: str
+    meaning: str
+    axis: str
+    unit: str
+    expected: str
+    bound: float
+    at: dict[str, float]
+
+    def without(self, names: set[str]) -> Series:
+        """The same, less some rows."""
+        return replace(self, at={name: at for name, at in self.at.items() if name not in names})
+
+    def shown(self, name: str) -> str:
+        """A row's number as people write it."""
+        at = self.at[name]
+        return format_size(int(at)) if self.unit == "bytes" else f"{at:g}{self.unit}"
+
+
 @dataclass(slots=True)
 class Results:
-    """A run: where and how, and what came of it."""
+    """A run: where and how, and what came of it. `kind`: which of the tables was measured."""
 
     machine: dict[str, str]
     versions: list[str]
     settings: dict[str, Any]
     rows: list[RowResult] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    kind: str = KINDS[0]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind {self.kind!r}, expected one of {KINDS}")
+
+    def series_of(self, row: RowResult) -> Series | None:
+        """The one that it belongs to, if any."""
+        return next((series for series in self.series if row.name in series.at), None)
+
+    def rows_of(self, series: Series) -> list[RowResult]:
+        """Those that were measured, the least number first."""
+        return sorted((row for row in self.rows if row.name in series.at), key=lambda row: series.at[row.name])
 
 
 def save(results: Results, path: Path) -> None:
@@ -195,7 +255,8 @@ def load(path: Path) -> Results:
         if data.pop("format") != FORMAT:
             raise ValueError
         rows = [_row(row) for row in data.pop("rows")]
-        return Results(**data, rows=rows)
+        series = [Series(**one) for one in data.pop("series", [])]
+        return Results(**data, rows=rows, series=series)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError):

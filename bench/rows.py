@@ -16,12 +16,16 @@ from bench import clients
 from bench.clients import Load, Outcome
 from bench.results import GIB, KIB
 from bench.servers import COPY_ON_READ, Base, Running
+from impl.sizes import format_size
 
 TIB = 1 << 40
 SLOW_BYTES = 16 * GIB
 BLOCK_BYTES = 64 * KIB  # what the peers copy at once by default
 MEMORY_LOAD_REQUESTS = 20_000
 IDLE_BESIDE = 64
+PLACES = 4096
+GROWING_BYTES = (GIB, 16 * GIB, 128 * GIB, TIB, 8 * TIB)
+FILLED_PERCENT = (25, 50, 75, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Task:
 
 
 Work = Callable[[Task], Outcome]
+Stand = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +58,12 @@ class Row:
     base:       a name of BASES
     prepared:   a name of PREPARATIONS
     mode:       what servers have to be started with
+    block_bytes: and with which unit of copying; 0, each with its default
     needs:      the client
     traits:     what a server may lack, or a setting may be made for; further ones follow from the fields
     wanted:     under which name `bench.wanted` says what is asked of it
     is_about_start: the server's time counts from its start
+    aside:      the same work with hardly any requests: what it takes the server is no part of what they cost
     settings:   whether other settings of the same program are shown, too
     """
 
@@ -69,11 +76,13 @@ class Row:
     prepared: str = "fresh"
     anew: bool = False
     mode: str = ""
+    block_bytes: int = 0
     connections: int = 1
     idle_beside: int = 0
     wanted: str = ""
     traits: frozenset[str] = frozenset()
     is_about_start: bool = False
+    aside: Work | None = None
     settings: bool = True
     quick: bool = False
 
@@ -85,23 +94,29 @@ class Row:
             "kept": self.prepared != "fresh",
             "overlay": (self.anew and not self.is_about_start) or self.prepared != "fresh",
             "slow": self.base.startswith("slow"),
+            "block size": self.block_bytes > 0,
             self.mode: bool(self.mode),
             self.base: True,
         }
         return self.traits | {trait for trait, has in following.items() if has}
 
     @property
-    def stand(self) -> tuple[str, str, str]:
+    def stand(self) -> Stand:
         """Rows with the same one can use the same servers, if none of them is anew."""
-        return self.base, self.prepared, self.mode
+        return self.base, self.prepared, self.mode, self.block_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class BaseKind:
-    """A base before it is made. `size_bytes`: 0, as large as asked for, and full of random bytes; else sparse."""
+    """A base before it is made.
+
+    size_bytes:  0, as large as asked for, and full of random bytes; else sparse
+    places:      at which a sparse one has data, at equal distances
+    """
 
     size_bytes: int = 0
     latency_ms: int = 0
+    places: int = 0
 
 
 BASES: dict[str, BaseKind] = {
@@ -110,6 +125,7 @@ BASES: dict[str, BaseKind] = {
     "slow10": BaseKind(SLOW_BYTES, 10),
     "1T": BaseKind(TIB),
     "8T": BaseKind(8 * TIB),
+    **{f"places-{format_size(size_bytes)}": BaseKind(size_bytes, places=PLACES) for size_bytes in GROWING_BYTES},
 }
 
 # What is done to an overlay before anything is measured.
@@ -123,11 +139,17 @@ def _fill(task: Task) -> Outcome:
     return clients.copy(str(task.base.path), task.uri, 4, task.size_bytes)
 
 
+def _own(name: str, *arguments: object) -> Work:
+    return lambda task: clients.own(task.uri, name, *arguments)
+
+
 PREPARATIONS: dict[str, Work] = {
     "fresh": _nothing,
     "allocated": _fill,
-    "mixed": lambda task: clients.own(task.uri, "mix"),
-    "scattered": lambda task: clients.own(task.uri, "scatter"),
+    "mixed": _own("mix"),
+    "scattered": _own("scatter"),
+    "places": _own("places", PLACES),
+    **{f"filled-{percent}": _own("fill", percent) for percent in FILLED_PERCENT},
 }
 
 # What is measured.
@@ -139,10 +161,6 @@ def _copy_out(connections: int) -> Work:
 
 def _copy_in(connections: int) -> Work:
     return lambda task: clients.copy(str(task.base.path), task.uri, connections, task.size_bytes)
-
-
-def _own(name: str, *arguments: object) -> Work:
-    return lambda task: clients.own(task.uri, name, *arguments)
 
 
 def _connect(connections: int) -> Work:
@@ -364,7 +382,7 @@ def _memory() -> Iterator[Row]:
 
 def _in_order(rows: list[Row]) -> list[Row]:
     """Those that can share servers next to each other; a row that changes its overlay comes by itself."""
-    first: dict[tuple[bool, tuple[str, str, str]], int] = {}
+    first: dict[tuple[bool, Stand], int] = {}
     for at, row in enumerate(rows):
         first.setdefault((row.anew, row.stand), at)
     return sorted(rows, key=lambda row: first[row.anew, row.stand])

@@ -21,11 +21,12 @@ from bench import measure
 from bench.clients import ClientError
 from bench.own_client import CannotError
 from bench.results import RowResult, Sample, ServerResult
-from bench.rows import BASES, PREPARATIONS, Row, Task
+from bench.rows import BASES, PREPARATIONS, Row, Stand, Task, Work
 from bench.servers import Base, Running, Server, absent, idle_connections, started
 from impl.errors import StartError
 
 CHUNK_BYTES = 1 << 20
+PAGE_BYTES = 4096
 # Of all processors' time; the constant is for the clock's ticks, and for what the kernel does behind everybody's back.
 OTHERS_MAX = 0.2
 OTHERS_ALLOWED_S = 0.05
@@ -90,7 +91,7 @@ class Run:
     clock: Callable[[], float] = time.monotonic
     _bases: dict[str, Base] = field(default_factory=dict)
     _kept: dict[str, Running] = field(default_factory=dict)
-    _kept_stand: tuple[str, str, str] | None = None
+    _kept_stand: Stand | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _turns_done: int = 0
     _turns: int = 0
@@ -159,7 +160,7 @@ class Run:
         if not row.anew and server.name in self._kept:
             return self._kept[server.name]
         base = self._base(row.base)
-        running = stack.enter_context(started(server, base, row.mode, self.folder))
+        running = stack.enter_context(started(server, base, row.mode, self.folder, row.block_bytes))
         PREPARATIONS[row.prepared](Task(running, base, self.settings.seconds))
         if row.prepared != "fresh":
             os.sync()  # else the kernel writes out what was prepared beside what is measured
@@ -180,7 +181,10 @@ class Run:
             kind = BASES[name]
             size_bytes = kind.size_bytes or self.settings.size_bytes
             path = self.folder / f"base-{name}"
-            (make_sparse if kind.size_bytes else make_random)(path, size_bytes)
+            if kind.size_bytes:
+                make_sparse(path, size_bytes, kind.places)
+            else:
+                make_random(path, size_bytes)
             self._bases[name] = Base(path, size_bytes, kind.latency_ms)
         return self._bases[name]
 
@@ -188,6 +192,7 @@ class Run:
 def observed(row: Row, task: Task) -> Sample:
     """A row's work, and what everybody took for it."""
     running = task.running
+    aside_s = 0.0 if row.aside is None else server_time_s(row.aside, task)
     ours = (running.pid, *running.helpers)
     busy_s, own_s = measure.busy_s(), sum(os.times()[:2])
     server_s, ours_s, began_s = measure.cpu_s([running.pid]), measure.cpu_s(ours), time.monotonic()
@@ -198,11 +203,18 @@ def observed(row: Row, task: Task) -> Sample:
     other_s = max(0.0, measure.busy_s() - busy_s - ours_s - outcome.client_s - own_s)
     return Sample(
         **asdict(outcome),
-        server_s=used_s + (server_s if row.is_about_start else 0.0),
+        server_s=max(0.0, used_s + (server_s if row.is_about_start else 0.0) - aside_s),
         other_s=other_s,
         memory_bytes=measure.memory_bytes(running.pid),
         noisy=is_noisy(other_s, wall_s),
     )
+
+
+def server_time_s(work: Work, task: Task) -> float:
+    """What the server took for some work."""
+    began_s = measure.cpu_s([task.running.pid])
+    work(task)
+    return measure.cpu_s([task.running.pid]) - began_s
 
 
 def is_noisy(other_s: float, wall_s: float, processors: int = os.cpu_count() or 1) -> bool:
@@ -225,11 +237,16 @@ def make_random(path: Path, size_bytes: int) -> None:
             pass
 
 
-def make_sparse(path: Path, size_bytes: int) -> None:
-    """A file of that size with nothing in it."""
+def make_sparse(path: Path, size_bytes: int, places: int = 0) -> None:
+    """A file of that size with nothing in it, but for a page of random bytes at each place."""
     with path.open("wb") as file:
         try:
             file.truncate(size_bytes)
+            for place in range(places):
+                file.seek(size_bytes // places * place)
+                file.write(os.urandom(PAGE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
         except OSError as error:
             raise StartError(f"{path.parent} takes no file of {size_bytes} bytes: {error.strerror}") from None
 

@@ -28,6 +28,7 @@ from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse
 from impl.errors import StartError
 from impl.nbd.client_handshake import ClientHandshake
+from impl.sizes import format_size
 
 START_LIMIT_S = 30.0
 END_LIMIT_S = 60.0
@@ -49,11 +50,16 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a server has its files, and over what it is to serve. `mode`: COPY_ON_READ, or nothing."""
+    """Where a server has its files, and over what it is to serve.
+
+    mode:         COPY_ON_READ, or nothing
+    block_bytes:  the unit that is copied; 0, its default
+    """
 
     folder: Path
     base: Base
     mode: str = ""
+    block_bytes: int = 0
 
     @property
     def socket(self) -> Path:
@@ -125,6 +131,7 @@ def _cowproof(*options: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         slow = f"pattern:{place.base.size_bytes}?latency={place.base.latency_ms}ms"
         mode = ["--cow-on-read", "on"] if place.mode == COPY_ON_READ else []
+        mode += [f"--cow-block-size={format_size(place.block_bytes)}"] * bool(place.block_bytes)
         base = slow if place.base.latency_ms else str(place.base.path)
         return [*COWPROOF, "--exit-with-parent", "-U", str(place.socket), *options, *mode, base]
 
@@ -134,6 +141,7 @@ def _cowproof(*options: str) -> Callable[[Place], list[str]]:
 def _nbdkit(*options: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         mode = ["cow-on-read=true"] if place.mode == COPY_ON_READ else []
+        mode += [f"cow-block-size={place.block_bytes}"] * bool(place.block_bytes)
         return [*_nbdkit_over(place.base, place.socket, *options, "--filter=cow"), *mode]
 
     return command
@@ -172,7 +180,8 @@ def _make_qcow2(place: Place, stack: ExitStack) -> int | None:
         backing = uri_of(upstream)
         _wait_until_it_answers(backing, None, place.folder)
     overlay = place.folder / "overlay.qcow2"
-    create = [find("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, str(overlay)]
+    block = ["-o", f"cluster_size={place.block_bytes}"] * bool(place.block_bytes)
+    create = [find("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing, *block, str(overlay)]
     done = subprocess.run(create, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StartError(f"qemu-img failed: {done.stderr.strip()}")
@@ -252,6 +261,7 @@ SERVERS = [
             "slow": "it serves files only, and none of them is slow",
             COPY_ON_READ: "it has no copy-on-read",
             "8T": "its map takes 8 GiB of memory for each connection",
+            "block size": "its blocks are of 4 KiB, always",
         },
         remarks={"overlay": "it corrupts data when it has more than one request in flight"},
         export="disk",
@@ -271,10 +281,10 @@ def absent(server: Server, slow: bool = False) -> str:
 
 
 @contextmanager
-def started(server: Server, base: Base, mode: str, parent: Path) -> Iterator[Running]:
+def started(server: Server, base: Base, mode: str, parent: Path, block_bytes: int = 0) -> Iterator[Running]:
     """A server of its own, with an overlay of its own, until it has gone with all that it left."""
     folder = Path(tempfile.mkdtemp(dir=parent))
-    place = Place(folder, base, mode)
+    place = Place(folder, base, mode, block_bytes)
     if len(os.fsencode(place.socket)) > SOCKET_PATH_MAX_BYTES:
         raise StartError(f"{place.socket} is too long for a socket: name a shorter --directory")
     try:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from servers import ROOT, need
 
-from bench import clients, command, measure, servers, wanted
+from bench import clients, command, growth, measure, servers, wanted
 from bench.clients import ClientError, Load, Outcome, fio_command, parse_fio
 from bench.command import bench, chosen, duration, settings_of
 from bench.measure import Process, cpu_of_tree_s, parse_anonymous, parse_busy_s, parse_stat, tree
@@ -289,7 +289,7 @@ def test_everything_that_is_asked_of_a_row_is_asked_of_one_that_there_is():
 
 
 def test_what_servers_lack_and_what_settings_are_for_are_traits_that_rows_have():
-    traits = frozenset().union(*(row.all_traits for row in ROWS))
+    traits = frozenset().union(*(row.all_traits for row in (*ROWS, *growth.ROWS)))
     for server in SERVERS:
         assert {*server.lacks, *server.remarks, *server.only} <= traits
     assert len({server.name for server in SERVERS}) == len(SERVERS)

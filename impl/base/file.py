@@ -95,7 +95,7 @@ class FileBase:
         return True
 
     def pread_at_once(self, offset: int, length: int) -> bytearray | None:
-        """One call for what is in the page cache. Why there is nothing, an error or a part of it, is for `pread` to say."""
+        """One call for what is in the page cache. Why there is nothing, or less, is for `pread` to say."""
         buffer = bytearray(length)
         try:
             if os.preadv(self._fd, (buffer,), offset, RWF_NOWAIT) == length:

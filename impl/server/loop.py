@@ -153,7 +153,7 @@ class Loop:
                 self.close()
 
     def _handle(self, ready: list[tuple[int, int]], thread: object) -> bool:
-        """Call the handlers; False if the thread was relieved: what it has not come to is told to the one that serves."""
+        """Call the handlers; False if the thread was relieved, and then the one that serves is told of the rest."""
         lock = self._lock
         for fd, events in ready:
             if fd == self._wakeup:

@@ -1,8 +1,8 @@
 """The server's life: it accepts clients, gives each a session, and ends in order.
 
-Sessions share one loop, on a thread of its own, on which clients are accepted, too; one that turns out to be heavy gets a
-loop and a thread for itself. The main thread only waits for signals and for the end: so that whatever a client's request
-waits for, the server can be stopped.
+Sessions share one loop, on a thread of its own, on which clients are accepted, too; one that turns out to be heavy
+gets a loop and a thread for itself. The main thread waits for signals and for the end, and has the thread relieved
+that a request keeps for long: so whatever a client's request waits for, others do not, and the server can be stopped.
 
 Locks:   `_lock` protects the set of living sessions, and that nobody is added to it who would not be told to stop.
          Listeners belong to the shared loop's thread; everything else belongs to the main thread.

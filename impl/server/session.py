@@ -5,10 +5,10 @@ thread at a time. A request that can be answered at once is; one that would wait
 session's own workers, so that it delays neither the requests behind it nor any other client's. One that has to wait for
 its range is given to nobody until it has it.
 
-Loops:    a session begins on a loop that it shares with others. One that asks for much at a time, or keeps that loop
-          for long, is heavy: it moves to a loop and a thread of its own, where it may also wait for its client in the
-          kernel (see PATIENCE_S), and back when it has not been heavy for LIGHT_AFTER_S. Whoever wants something done on
-          its loop goes through `_soon`: the session may have moved by then.
+Loops:    a session begins on a loop that it shares with others. One that asks for much at a time, or keeps that
+          loop for long, is heavy: it moves to a loop and a thread of its own, where it may also wait for its client
+          in the kernel (see PATIENCE_S), and back when it has not been heavy for LIGHT_AFTER_S. Whoever wants
+          something done on its loop goes through `_soon`: the session may have moved by then.
 Phases:   handshake, serving, and then, after DISC, end of file, a broken peer, or the server's own stop, draining:
           what is in flight is finished and answered, then the connection is closed.
 Stop:     what has begun is finished and answered; what has not, and what still comes, is answered ESHUTDOWN. Once
