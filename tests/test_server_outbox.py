@@ -100,7 +100,7 @@ def test_what_is_added_leaves_in_order_however_full_the_socket_is(items, buffer_
         received, full = drain(outbox, theirs)
         assert received == expected
         assert full or len(expected) <= 200 * KIB
-        assert not outbox
+        assert not outbox.items
         assert outbox.size_bytes == 0
 
 
@@ -142,7 +142,7 @@ def test_a_client_that_has_gone_costs_nothing_more(file):
             outbox.add([item])
             assert outbox.flush() is True
             outbox.add([b"another"])
-            assert not outbox
+            assert not outbox.items
             assert outbox.size_bytes == 0
 
 
@@ -195,7 +195,7 @@ def test_of_a_file_cut_short_the_rest_is_padded_and_an_error_chunk_follows(size,
         outbox.add(structured_read(file, offset, length))
         outbox.add([replies.simple_reply(COOKIE + 1)])
         received, _ = drain(outbox, theirs)
-        assert not outbox
+        assert not outbox.items
         assert outbox.size_bytes == 0
     behind = replies.simple_reply(COOKIE + 1)
     assert received.endswith(behind)
@@ -301,7 +301,7 @@ def test_many_adders_and_flushers_lose_nothing_and_interleave_nothing(file):
         for thread in threads:
             thread.join(WAIT_S)
         assert not failures
-        assert not outbox, "a reply was left lying though every flush has returned"
+        assert not outbox.items, "a reply was left lying though every flush has returned"
         assert outbox.size_bytes == 0
         sock.shutdown(socket.SHUT_WR)
         receiver.join(WAIT_S)
@@ -403,7 +403,7 @@ def test_nobody_waits_for_the_thread_that_sends_and_it_sends_what_they_added():
         sender.join(WAIT_S)
         assert results == [True]
         assert sock.sent == [b"first", b"second"]
-        assert not outbox
+        assert not outbox.items
 
 
 class LatecomersLock:
@@ -456,7 +456,7 @@ def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_o
     assert outbox.flush() is True
     assert added or before > FLUSH_STEPS
     assert sink.sent == ([b"first", b"second"] if added else [b"first"])
-    assert not outbox
+    assert not outbox.items
 
 
 def test_close_waits_until_no_thread_uses_the_socket():
@@ -479,6 +479,6 @@ def test_after_close_nothing_is_kept_and_nothing_is_sent(file):
         outbox.close()
         outbox.add([b"too late"])
         assert outbox.flush() is True
-        assert not outbox
+        assert not outbox.items
         assert outbox.size_bytes == 0
         assert receive_available(theirs) == b""

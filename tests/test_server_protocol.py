@@ -516,7 +516,7 @@ def test_a_client_is_paused_by_the_memory_that_its_replies_take_not_by_their_byt
         with raw_client(running) as client:
             session = session_of(running, others)
             send_until_paused(client, session, other, flood * 300_000)
-            assert sum(map(memory_of, session._outbox._items)) < 2 * pause_bytes
+            assert sum(map(memory_of, session._outbox.items)) < 2 * pause_bytes
 
 
 # A client whose requests wait for the base. Of one connection, docs/promises.md says (P8), 64 MiB and 1,024 requests.

@@ -198,7 +198,8 @@ class RequestReader:
         unparsed = self._end - self._start
         if not unparsed:
             self._start = self._end = 0
-        elif self._start:
+            return self._view if self._window == len(self._view) else self._view[: self._window]
+        if self._start:
             self._view[:unparsed] = self._view[self._start : self._end]
             self._start, self._end = 0, unparsed
         assert self._end < len(self._view), "requests are waiting to be taken"

@@ -222,41 +222,41 @@ class Commands:
         return self._looked(request, segments)
 
     def _looked(self, request: Request, segments: Sequence[Segment]) -> Reply | Later:
-        overlay = self._overlay
-        if overlay.copy_on_read() and any(isinstance(segment, FromBase) for segment in segments):
-
-            def copy() -> Reply:
-                return self._read_reply(request, overlay.copied(segments))
-
-            # The blocks that are fetched, whole, and what is copied out of them.
-            held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
-            return self._later(request, copy, Place.BASE, held_bytes)
-        parts = self._parts(segments, not request.flags & FLAG_DF)
-        if parts is not None:
-            return self._read_reply(request, parts)
-
-        def fetch() -> Reply:
-            return self._read_reply(request, [overlay.fetched(segment) for segment in segments])
-
-        return self._later(request, fetch, Place.BASE, request.length)
-
-    def _parts(self, segments: Sequence[Segment], by_reference: bool) -> list[Segment] | None:
-        """The segments, each in memory, or such that the kernel can send it; None if the base is to be waited for.
+        """A reply of the segments, each in memory, or such that the kernel can send it; later, if the base is slow.
 
         What is not sent by reference is read before any byte goes out: a failure can still be said.
         """
         parts: list[Segment] = []
         for segment in segments:
-            if isinstance(segment, FromBase):
-                found = self._base_part(segment, by_reference)
-                if found is None:
-                    return None
-                parts.append(found)
-            else:
+            if not isinstance(segment, FromBase):
                 parts.append(segment)
-        return parts
+                continue
+            if self._overlay.copy_on_read():
+                return self._copied_later(request, segments)
+            found = self._base_part(segment, not request.flags & FLAG_DF)
+            if found is None:
+                return self._fetched_later(request, segments)
+            parts.append(found)
+        return self._read_reply(request, parts)
+
+    def _copied_later(self, request: Request, segments: Sequence[Segment]) -> Later:
+        overlay = self._overlay
+
+        def copy() -> Reply:
+            return self._read_reply(request, overlay.copied(segments))
+
+        # The blocks that are fetched, whole, and what is copied out of them.
+        held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
+        return self._later(request, copy, Place.BASE, held_bytes)
+
+    def _fetched_later(self, request: Request, segments: Sequence[Segment]) -> Later:
+        def fetch() -> Reply:
+            return self._read_reply(request, [self._overlay.fetched(segment) for segment in segments])
+
+        return self._later(request, fetch, Place.BASE, request.length)
 
     def _base_part(self, part: FromBase, by_reference: bool) -> Segment | None:
+        """A part of the base, or None if it is to be waited for."""
         offset, length = part
         if length < SENDFILE_MIN_BYTES:
             return self._base.pread_at_once(offset, length)

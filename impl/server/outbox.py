@@ -23,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 SEND_BUFFERS_MAX = 256
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)  # an Enum costs more to pass on
@@ -58,68 +59,62 @@ def zeroes(length: int) -> list[Outgoing]:
 
 
 class Outbox:
-    """The outgoing side of one socket, which must wait for room for a short time only, or not at all."""
+    """The outgoing side of one socket, which must wait for room for a short time only, or not at all.
+
+    Attributes, for others only to look at:
+    items:       what waits; each is an object of its own, however few its bytes
+    size_bytes:  memory taken by it; slices of files take none
+    sent_bytes:  how much has been sent so far: whether a client reads is seen by its growing
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._items: deque[Outgoing] = deque()
-        self._size_bytes = 0
+        self.items: deque[Outgoing] = deque()
+        self.size_bytes = 0
         self._slice_count = 0
-        self._sent_bytes = 0
+        self.sent_bytes = 0
         self._changing = threading.Lock()
         self._sending = False
         self._sent = threading.Condition(self._changing)  # that nobody sends any more, for `close`
         self._closed = False
 
     @property
-    def size_bytes(self) -> int:
-        """Memory taken by what waits; slices of files take none."""
-        return self._size_bytes
-
-    @property
-    def sent_bytes(self) -> int:
-        """How much has been sent so far: whether a client reads is seen by its growing."""
-        return self._sent_bytes
-
-    @property
     def is_closed(self) -> bool:
         """Whether nothing is kept any more: the client does not hear us, or `close` was called."""
         return self._closed
-
-    def __len__(self) -> int:
-        """How many items wait; each is an object of its own, however few its bytes."""
-        return len(self._items)
 
     def add(self, replies: Sequence[Outgoing]) -> None:
         """Queue whole replies, one or several; dropped if the client is gone."""
         with self._changing:
             if self._closed:
                 return
-            self._items.extend(replies)
+            self.items.extend(replies)
             for item in replies:
                 if isinstance(item, FileSlice):
                     self._slice_count += 1
                 else:
-                    self._size_bytes += len(item)
+                    self.size_bytes += len(item)
 
     def flush(self) -> bool:
         """Send what the socket takes now. False if it would not take all: call again when it is writable."""
-        if not self._items:  # whoever adds something flushes after that
+        if not self.items:  # whoever adds something flushes after that
             return True
         with self._changing:
-            if self._sending or not self._items:
+            if self._sending or not self.items:
                 return True
             self._sending = True
             batch = self._next_batch()
         try:
             while batch is not None:
-                if not self._send(batch):
-                    self._let_go()
-                    return False
+                is_sent = self._send_slice(batch) if isinstance(batch, FileSlice) else self._send_buffers(batch)
                 with self._changing:
+                    if not is_sent:
+                        self._end_sending()
+                        return False
                     batch = self._next_batch()
         except BaseException:
-            self._let_go()
+            with self._changing:
+                self._end_sending()
             raise
         return True
 
@@ -128,22 +123,20 @@ class Outbox:
 
         The caller holds `_changing`.
         """
-        if not self._items:
+        if not self.items:
             self._end_sending()
             return None
-        first = self._items[0]
+        if not self._slice_count and len(self.items) <= SEND_BUFFERS_MAX:
+            return cast("list[Buffer]", list(self.items))
+        first = self.items[0]
         if isinstance(first, FileSlice):
             return first
         buffers: list[Buffer] = []
-        for item in self._items:
+        for item in self.items:
             if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
                 break
             buffers.append(item)
         return buffers
-
-    def _let_go(self) -> None:
-        with self._changing:
-            self._end_sending()
 
     def _end_sending(self) -> None:
         """The caller holds `_changing`, and has been sending."""
@@ -157,49 +150,53 @@ class Outbox:
             self._drop()
             self._sent.wait_for(lambda: not self._sending)
 
-    def _send(self, batch: FileSlice | list[Buffer]) -> bool:
-        """One call to the kernel. False if the socket is full. Only for the one thread that sends."""
-        try:
-            if isinstance(batch, FileSlice):
-                return self._send_slice(batch)
-            self._send_buffers(batch)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in GONE:
-                raise
-            with self._changing:
-                self._drop()
-        return True
-
     def _drop(self) -> None:
         """The client does not hear us any more. It may still have asked for something: that is not ours to drop.
 
         The caller holds `_changing`.
         """
         self._closed = True
-        self._items.clear()
-        self._size_bytes = self._slice_count = 0
+        self.items.clear()
+        self.size_bytes = self._slice_count = 0
 
-    def _send_buffers(self, buffers: list[Buffer]) -> None:
-        sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
+    def _hang_up(self, error: OSError) -> None:
+        """Drop everything, if the error says that the client has gone."""
+        if error.errno not in GONE:
+            raise error
         with self._changing:
-            self._sent_bytes += sent
-            if self._closed:
-                return
-            if sent == self._size_bytes and not self._slice_count:  # that was all there is
-                self._items.clear()
-                self._size_bytes = 0
-                return
-            self._size_bytes -= sent
-            while sent or (self._items and self._is_empty(self._items[0])):
-                item = self._items.popleft()
-                assert not isinstance(item, FileSlice)
-                if len(item) > sent:
-                    self._items.appendleft(memoryview(item)[sent:])
-                    sent = 0
-                else:
-                    sent -= len(item)
+            self._drop()
+
+    def _send_buffers(self, buffers: list[Buffer]) -> bool:
+        """One call to the kernel. False if the socket is full. Only for the one thread that sends."""
+        try:
+            sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._hang_up(error)
+            return True
+        with self._changing:
+            self._take_off(sent)
+        return True
+
+    def _take_off(self, sent: int) -> None:
+        """So many bytes from the front of the queue, where there is no slice among them. The caller holds the lock."""
+        self.sent_bytes += sent
+        if self._closed:
+            return
+        if sent == self.size_bytes and not self._slice_count:  # that was all there is
+            self.items.clear()
+            self.size_bytes = 0
+            return
+        self.size_bytes -= sent
+        while sent or (self.items and self._is_empty(self.items[0])):
+            item = self.items.popleft()
+            assert not isinstance(item, FileSlice)
+            if len(item) > sent:
+                self.items.appendleft(memoryview(item)[sent:])
+                sent = 0
+            else:
+                sent -= len(item)
 
     @staticmethod
     def _is_empty(item: Outgoing) -> bool:
@@ -212,9 +209,15 @@ class Outbox:
         it is asked twice, no more. Twice, because a slice that is cut short may also mean that the file ends.
         """
         for _ in range(2):
-            sent, failure = self._sendfile(item)
+            try:
+                sent, failure = self._sendfile(item)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self._hang_up(error)
+                return True
             with self._changing:
-                self._sent_bytes += sent
+                self.sent_bytes += sent
                 if self._closed:
                     return True
                 if sent == 0:
@@ -223,7 +226,7 @@ class Outbox:
                 item.offset += sent
                 item.length -= sent
                 if item.length == 0:
-                    self._items.popleft()
+                    self.items.popleft()
                     self._slice_count -= 1
                     return True
         return False
@@ -243,8 +246,8 @@ class Outbox:
         """Pad what the header promised, and say behind it that it was not so. The caller holds `_changing`."""
         if item.on_error is None:
             raise BrokenReply(f"base failed at {item.offset}: {os.strerror(failure)}")
-        self._items.popleft()
+        self.items.popleft()
         self._slice_count -= 1
         substitute = [*zeroes(item.length), item.on_error(failure)]
-        self._items.extendleft(reversed(substitute))
-        self._size_bytes += sum(len(part) for part in substitute if not isinstance(part, FileSlice))
+        self.items.extendleft(reversed(substitute))
+        self.size_bytes += sum(len(part) for part in substitute if not isinstance(part, FileSlice))

@@ -215,7 +215,7 @@ class Session:
             and self._reader is not None
             and self._loop is not self._shared_loop
             and not (self._running or self._has_more or self._stopping or self._draining or self._ended)
-            and not (self._outbox or self._reader.awaits_payload)
+            and not (self._outbox.items or self._reader.awaits_payload)
         )
 
     def _wait_here(self) -> bool:
@@ -301,45 +301,51 @@ class Session:
         self._is_starting = True
         answers: list[Outgoing] = []
         try:
-            while self._receiving and (request := self._next_request(reader)) is not None:
+            request, self._held = self._held or self._next(reader), None
+            while request is not None and self._receiving:
+                if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
+                    break
                 answer = self._answer(request)
-                if answer is not None:
+                if answer:
                     answers += answer
                     if len(answers) >= SEND_AFTER_ITEMS or (request.length >= SEND_AFTER_BYTES and not request.payload):
                         self._outbox.add(answers)
                         self._outbox.flush()
                         answers = []
-                if monotonic() > turn_ends:
-                    self._has_more = self._is_heavy = True
-                    break
-                if self._is_paused():
+                is_late = monotonic() > turn_ends
+                if is_late or self._is_paused():
                     self._has_more = True
+                    self._is_heavy |= is_late
                     break
+                request = self._next(reader)
         finally:
             self._is_starting = False
-            self._outbox.add(answers)
+            if answers:
+                self._outbox.add(answers)
 
-    def _next_request(self, reader: RequestReader) -> Request | None:
-        """The next one to be served, if there is one that is to be served here."""
+    def _next(self, reader: RequestReader) -> Request | None:
+        """The next request, if there is one that is to be answered."""
         try:
-            request = self._held or reader.next()
+            request = reader.next()
         except PeerError as error:  # what came before is answered; what follows cannot be told apart
             log.warning("%s: hanging up: %s", self.client, error)
             self._receiving = False
             self._draining = True
             return None
-        self._held = None
-        if request is None:
-            return None
-        if request.length > LIGHT_MAX_BYTES and request.command in MOVING:
-            self._is_heavy = True
-            if self._may_move():
-                self._held, self._has_more = request, True
-                return None
-        elif request.command == DISC and not request.error:
+        if request is not None and request.command == DISC and not request.error:
             self._heard_all()
             return None
         return request
+
+    def _moves_for(self, request: Request) -> bool:
+        """Whether a large request is left until the session has moved; wherever it is, it is heavy from now on."""
+        if request.command not in MOVING:
+            return False
+        self._is_heavy = True
+        if not self._may_move():
+            return False
+        self._held, self._has_more = request, True
+        return True
 
     def _heard_all(self) -> None:
         """The client has said its last word: what is in flight is finished, and then nobody has to be waited for."""
@@ -368,10 +374,11 @@ class Session:
         self._pass_on(work)
 
     def _is_paused(self) -> bool:
+        outbox = self._outbox
         return (
             self._running >= PAUSE_REQUESTS
-            or len(self._outbox) >= PAUSE_ITEMS
-            or self._running_bytes + self._outbox.size_bytes > PAUSE_BYTES
+            or len(outbox.items) >= PAUSE_ITEMS
+            or self._running_bytes + outbox.size_bytes > PAUSE_BYTES
         )
 
     def _update(self) -> None:
@@ -391,7 +398,7 @@ class Session:
             # From here on a worker that finishes asks for another update.
             self._wants_update = paused or self._draining
             idle = self._running == 0
-        is_empty = sent_all and not self._outbox
+        is_empty = sent_all and not self._outbox.items
         if self._has_more and not paused:
             self._soon(self._update)
         elif self._draining and idle and is_empty:
