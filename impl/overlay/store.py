@@ -30,6 +30,9 @@ UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 # Below this, writing zeroes is cheaper than asking the file system to make them.
 ZERO_BY_WRITING_MAX_BYTES = 128 << 10
 ZEROES = bytes(1 << 20)
+# ext4 keeps what one call writes in one piece of the page cache, of up to 2 MiB, and goes through all the pages of a piece
+# when any of it is written again: later writes of 4 KiB would take several times as long (docs/benchmarks.md, Steps).
+WRITE_MAX_BYTES = 128 << 10
 DEFAULT_DIRECTORY = "/var/tmp"
 
 
@@ -101,15 +104,18 @@ class FileStore:
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one behind the other; on an error, a part of them may have been written."""
-        if len(buffers) == 1:
+        if len(buffers) == 1 and len(buffers[0]) <= WRITE_MAX_BYTES:
             done, length = os.pwrite(self._fd, buffers[0], offset), len(buffers[0])
+        elif (length := sum(map(len, buffers))) <= WRITE_MAX_BYTES:
+            done = os.pwritev(self._fd, buffers, offset)
         else:
-            done, length = os.pwritev(self._fd, buffers, offset), sum(map(len, buffers))
-        if done == length:
-            return
-        rest = memoryview(b"".join(buffers))
-        while done < len(rest):
-            done += os.pwrite(self._fd, rest[done:], offset + done)
+            done = 0
+        if done < length:
+            self._write_rest(offset, memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers)), done)
+
+    def _write_rest(self, offset: int, data: memoryview, done: int) -> None:
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done : done + WRITE_MAX_BYTES], offset + done)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make the range zeroes, with space of its own: a later write to it needs no more."""
