@@ -19,6 +19,7 @@ request to write is EPERM, whatever else is wrong with it; offset and length of 
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 from impl.errors import PeerError
@@ -39,6 +40,8 @@ RECEIVE_BUFFER_BYTES = 64 << 10
 # as possible of its payload, which would have to be copied.
 BULK_RECEIVE_BYTES = 1 << 10
 BULK_PAYLOAD_MIN_BYTES = 32 << 10
+# Buffers that are kept for payloads to come.
+SPARES_MAX = 4
 
 
 class Request(NamedTuple):
@@ -183,7 +186,7 @@ class RequestReader:
         self._view = memoryview(bytearray(max(RECEIVE_BUFFER_BYTES, len(leftover))))
         self._view[: len(leftover)] = leftover
         self._window = len(self._view)  # how much of it is offered at once
-        self._spare: bytearray | None = None  # a payload's buffer that was given back
+        self._spares: deque[bytearray] = deque(maxlen=SPARES_MAX)  # buffers of payloads that were given back
         self._start = 0  # of what has been received and not yet been parsed
         self._end = len(leftover)
         self._waiting: Request | None = None  # its payload is on its way: into the request, or to be skipped
@@ -259,19 +262,23 @@ class RequestReader:
         return self._refuse(command, flags, cookie, offset, length)
 
     def give_back(self, payload: Buffer) -> None:
-        """Say that a payload is needed no more; nobody may look at it again. Optional: it saves making the next one."""
+        """Say that a payload is needed no more; nobody may look at it again. From any thread.
+
+        Optional: it saves making the next one.
+        """
         if isinstance(payload, memoryview) and isinstance(payload.obj, bytearray):
-            self._spare = payload.obj
+            self._spares.append(payload.obj)
 
     def _payload_buffer(self, length: int) -> memoryview:
         """Room for a payload: what was given back, if it is of a size."""
         if length < BULK_PAYLOAD_MIN_BYTES:
             return memoryview(bytearray(length))
         self._window = BULK_RECEIVE_BYTES
-        spare, self._spare = self._spare, None
-        if spare is None or not length <= len(spare) <= 2 * length:
-            spare = bytearray(length)
-        return memoryview(spare)[:length]
+        try:
+            spare = self._spares.pop()
+        except IndexError:
+            return memoryview(bytearray(length))
+        return memoryview(spare if length <= len(spare) <= 2 * length else bytearray(length))[:length]
 
     def _refuse(self, command: int, flags: int, cookie: int, offset: int, length: int) -> Request | None:
         error, message = refusal(self._agreement, command, flags, offset, length)

@@ -104,18 +104,25 @@ class FileStore:
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one behind the other; on an error, a part of them may have been written."""
-        if len(buffers) == 1 and len(buffers[0]) <= WRITE_MAX_BYTES:
-            done, length = os.pwrite(self._fd, buffers[0], offset), len(buffers[0])
-        elif (length := sum(map(len, buffers))) <= WRITE_MAX_BYTES:
-            done = os.pwritev(self._fd, buffers, offset)
-        else:
-            done = 0
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        done = 0
+        if length <= WRITE_MAX_BYTES:
+            done = (
+                os.pwrite(self._fd, buffers[0], offset) if len(buffers) == 1 else os.pwritev(self._fd, buffers, offset)
+            )
         if done < length:
-            self._write_rest(offset, memoryview(buffers[0] if len(buffers) == 1 else b"".join(buffers)), done)
+            self._write_from(offset, buffers, done)
 
-    def _write_rest(self, offset: int, data: memoryview, done: int) -> None:
-        while done < len(data):
-            done += os.pwrite(self._fd, data[done : done + WRITE_MAX_BYTES], offset + done)
+    def _write_from(self, offset: int, buffers: Sequence[Buffer], done: int) -> None:
+        """All but the first `done` bytes, in pieces."""
+        for buffer in buffers:
+            left = memoryview(buffer)[done:]
+            offset += len(buffer) - len(left)
+            done = max(done - len(buffer), 0)
+            while left:
+                count = os.pwrite(self._fd, left[:WRITE_MAX_BYTES], offset)
+                left = left[count:]
+                offset += count
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Make the range zeroes, with space of its own: a later write to it needs no more."""

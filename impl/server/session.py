@@ -56,6 +56,9 @@ RECEIVES_MAX = 16
 # A request to read or write more than this makes a session heavy.
 LIGHT_MAX_BYTES = 128 << 10
 LIGHT_AFTER_S = 1.0
+# Of a write that is no longer than this, what follows is received before it is written: that is one request more that is
+# held in memory.
+AHEAD_MIN_BYTES, AHEAD_MAX_BYTES = 32 << 10, 1 << 20
 # So many parts of replies, or so much to be read, are sent before the next request is taken: so that the client has
 # something to do meanwhile.
 SEND_AFTER_ITEMS = 64
@@ -305,6 +308,8 @@ class Session:
             while request is not None and self._receiving:
                 if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
                     break
+                if AHEAD_MIN_BYTES <= request.length <= AHEAD_MAX_BYTES and request.payload:
+                    self._receive_ahead(reader)
                 answer = self._answer(request)
                 if answer:
                     answers += answer
@@ -317,7 +322,7 @@ class Session:
                     self._has_more = True
                     self._is_heavy |= is_late
                     break
-                request = self._next(reader)
+                request, self._held = self._held or self._next(reader), None
         finally:
             self._is_starting = False
             if answers:
@@ -336,6 +341,25 @@ class Session:
             self._heard_all()
             return None
         return request
+
+    def _receive_ahead(self, reader: RequestReader) -> None:
+        """Take what has come behind a large write, which is written after that.
+
+        The kernel keeps less for us than such a request has, so its client waits for us; now it has something to do
+        while we write.
+        """
+        for _ in range(2):  # the header of the next request, and what there is of its payload
+            self._held = self._next(reader)
+            if self._held is not None or not self._receiving:
+                return
+            try:
+                count = self._sock.recv_into(reader.buffer(), 0, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            if count == 0:
+                self._heard_all()
+                return
+            reader.received(count)
 
     def _moves_for(self, request: Request) -> bool:
         """Whether a large request is left until the session has moved; wherever it is, it is heavy from now on."""
