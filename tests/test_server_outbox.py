@@ -433,7 +433,7 @@ class Sink:
         return sum(map(len, buffers))
 
 
-FLUSH_STEPS = 3  # at least so many steps has a flush that sends one reply
+FLUSH_STEPS = 2  # at least so many steps has a flush that sends one reply
 
 
 @pytest.mark.parametrize("before", range(1, 3 * FLUSH_STEPS))

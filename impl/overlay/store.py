@@ -30,8 +30,8 @@ UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 # Below this, writing zeroes is cheaper than asking the file system to make them.
 ZERO_BY_WRITING_MAX_BYTES = 128 << 10
 ZEROES = bytes(1 << 20)
-# ext4 keeps what one call writes in one piece of the page cache, of up to 2 MiB, and goes through all the pages of a piece
-# when any of it is written again: later writes of 4 KiB would take several times as long (docs/benchmarks.md, Steps).
+# ext4 keeps what one call writes in one piece of the page cache, of up to 2 MiB, and goes through all the pages of a
+# piece when any of it is written again: later writes of 4 KiB would take several times as long (docs/benchmarks.md).
 WRITE_MAX_BYTES = 128 << 10
 DEFAULT_DIRECTORY = "/var/tmp"
 

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from impl.base.interface import Base
 from impl.extents import Extent
@@ -134,7 +134,7 @@ class Commands:
         if request.length == 0 and request.command != FLUSH:
             return self._nothing(request)
         try:
-            return self.HANDLERS[request.command](self, request)
+            return HANDLERS[request.command](self, request)
         except (OSError, MemoryError) as error:
             return self._failed(request, error)
 
@@ -278,6 +278,9 @@ class Commands:
         if request.flags & FLAG_DF:
             header = replies.data_chunk_header(request.cookie, request.offset, request.length, done=True)
             return [header, *self._as_bytes(parts)]
+        if len(parts) == 1 and isinstance(part, FromBase):
+            header = replies.data_chunk_header(request.cookie, request.offset, request.length, False)
+            return [header, self._slice(part, request.cookie), replies.done_chunk(request.cookie)]
         return self._chunks(request, parts)
 
     def _as_bytes(self, parts: Sequence[Segment]) -> list[Outgoing]:
@@ -441,12 +444,13 @@ class Commands:
             for context in self._contexts
         ]
 
-    HANDLERS: ClassVar[dict[int, Callable[[Commands, Request], Reply | Later]]] = {
-        Command.READ: _read,
-        Command.WRITE: _write,
-        Command.FLUSH: _flush,
-        Command.TRIM: _trim,
-        Command.CACHE: _cache,
-        Command.WRITE_ZEROES: _write_zeroes,
-        Command.BLOCK_STATUS: _block_status,
-    }
+
+HANDLERS: dict[int, Callable[[Commands, Request], Reply | Later]] = {
+    int(Command.READ): Commands._read,
+    int(Command.WRITE): Commands._write,
+    int(Command.FLUSH): Commands._flush,
+    int(Command.TRIM): Commands._trim,
+    int(Command.CACHE): Commands._cache,
+    int(Command.WRITE_ZEROES): Commands._write_zeroes,
+    int(Command.BLOCK_STATUS): Commands._block_status,
+}

@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 SEND_BUFFERS_MAX = 256
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)  # an Enum costs more to pass on
@@ -46,10 +46,19 @@ class FileSlice:
     offset: int
     length: int
     on_error: Callable[[int], bytes] | None
+    tries: int = 0  # that were not enough
 
 
 Buffer = bytes | bytearray | memoryview
 Outgoing = Buffer | FileSlice
+
+
+class _Batch(NamedTuple):
+    """Buffers that go in one call to the kernel, how long they are, and a slice behind them."""
+
+    buffers: list[Buffer]
+    size_bytes: int
+    piece: FileSlice | None
 
 
 def zeroes(length: int) -> list[Outgoing]:
@@ -106,9 +115,16 @@ class Outbox:
             batch = self._next_batch()
         try:
             while batch is not None:
-                is_sent = self._send_slice(batch) if isinstance(batch, FileSlice) else self._send_buffers(batch)
+                sent, is_stuck = self._send_buffers(batch)
+                piece = batch.piece if sent == batch.size_bytes and not is_stuck else None
+                count, failure = 0, 0
+                if piece is not None:
+                    count, failure, is_stuck = self._send_piece(piece)
                 with self._changing:
-                    if not is_sent:
+                    self._take_off(batch, sent)
+                    if piece is not None and (count or failure):
+                        is_stuck |= self._take_off_piece(piece, count, failure)
+                    if is_stuck:
                         self._end_sending()
                         return False
                     batch = self._next_batch()
@@ -118,8 +134,8 @@ class Outbox:
             raise
         return True
 
-    def _next_batch(self) -> FileSlice | list[Buffer] | None:
-        """What one call to the kernel can send. None if there is nothing, and then this thread sends no more.
+    def _next_batch(self) -> _Batch | None:
+        """What is to be sent next. None if there is nothing, and then this thread sends no more.
 
         The caller holds `_changing`.
         """
@@ -127,16 +143,17 @@ class Outbox:
             self._end_sending()
             return None
         if not self._slice_count and len(self.items) <= SEND_BUFFERS_MAX:
-            return cast("list[Buffer]", list(self.items))
-        first = self.items[0]
-        if isinstance(first, FileSlice):
-            return first
+            return _Batch(cast("list[Buffer]", list(self.items)), self.size_bytes, None)
         buffers: list[Buffer] = []
+        size_bytes = 0
         for item in self.items:
-            if isinstance(item, FileSlice) or len(buffers) == SEND_BUFFERS_MAX:
+            if isinstance(item, FileSlice):
+                return _Batch(buffers, size_bytes, item)
+            if len(buffers) == SEND_BUFFERS_MAX:
                 break
             buffers.append(item)
-        return buffers
+            size_bytes += len(item)
+        return _Batch(buffers, size_bytes, None)
 
     def _end_sending(self) -> None:
         """The caller holds `_changing`, and has been sending."""
@@ -166,81 +183,70 @@ class Outbox:
         with self._changing:
             self._drop()
 
-    def _send_buffers(self, buffers: list[Buffer]) -> bool:
-        """One call to the kernel. False if the socket is full. Only for the one thread that sends."""
+    def _send_buffers(self, batch: _Batch) -> tuple[int, bool]:
+        """How much was sent in one call to the kernel, and whether the socket would take nothing."""
+        if not batch.buffers:
+            return 0, False
         try:
-            sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
+            return self._sock.sendmsg(batch.buffers, (), MSG_DONTWAIT), False
         except BlockingIOError:
-            return False
+            return 0, True
         except OSError as error:
             self._hang_up(error)
-            return True
-        with self._changing:
-            self._take_off(sent)
-        return True
+            return 0, False
 
-    def _take_off(self, sent: int) -> None:
-        """So many bytes from the front of the queue, where there is no slice among them. The caller holds the lock."""
+    def _send_piece(self, piece: FileSlice) -> tuple[int, int, bool]:
+        """How much was sent of it, if nothing then the errno of the file's trouble, and whether the socket is full."""
+        try:
+            count = os.sendfile(self._sock.fileno(), piece.fd, piece.offset, piece.length)
+        except BlockingIOError:
+            return 0, 0, True
+        except OSError as error:
+            if error.errno not in GONE:
+                return 0, error.errno or errno.EIO, False
+            self._hang_up(error)
+            return 0, 0, False
+        return count, 0 if count else errno.EIO, False
+
+    def _take_off(self, batch: _Batch, sent: int) -> None:
+        """So many bytes from the front of the queue. The caller holds the lock."""
         self.sent_bytes += sent
         if self._closed:
             return
-        if sent == self.size_bytes and not self._slice_count:  # that was all there is
-            self.items.clear()
-            self.size_bytes = 0
-            return
         self.size_bytes -= sent
-        while sent or (self.items and self._is_empty(self.items[0])):
+        if sent == batch.size_bytes:
+            for _ in batch.buffers:
+                self.items.popleft()
+            return
+        while sent:
             item = self.items.popleft()
             assert not isinstance(item, FileSlice)
             if len(item) > sent:
                 self.items.appendleft(memoryview(item)[sent:])
-                sent = 0
-            else:
-                sent -= len(item)
+                return
+            sent -= len(item)
 
-    @staticmethod
-    def _is_empty(item: Outgoing) -> bool:
-        return not isinstance(item, FileSlice) and not item
+    def _take_off_piece(self, piece: FileSlice, count: int, failure: int) -> bool:
+        """What was sent of the first item, or what has to take its place; whether that is enough for now.
 
-    def _send_slice(self, item: FileSlice) -> bool:
-        """Send a slice, or what the socket takes of it; False if that is not all.
-
-        Where the socket waits a little for the client, a slow one could hold the thread here, a little at a time: so
-        it is asked twice, no more. Twice, because a slice that is cut short may also mean that the file ends.
+        Where the socket waits a little for the client, a slow one could hold the thread, a little at a time: so it is
+        asked twice, no more. Twice, because a slice that is cut short may also mean that the file ends. The caller
+        holds the lock.
         """
-        for _ in range(2):
-            try:
-                sent, failure = self._sendfile(item)
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                self._hang_up(error)
-                return True
-            with self._changing:
-                self.sent_bytes += sent
-                if self._closed:
-                    return True
-                if sent == 0:
-                    self._replace_broken(item, failure)
-                    return True
-                item.offset += sent
-                item.length -= sent
-                if item.length == 0:
-                    self.items.popleft()
-                    self._slice_count -= 1
-                    return True
-        return False
-
-    def _sendfile(self, item: FileSlice) -> tuple[int, int]:
-        """How much was sent, and if that is nothing, the errno of the file's trouble. The socket's own is raised."""
-        try:
-            return os.sendfile(self._sock.fileno(), item.fd, item.offset, item.length), errno.EIO
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            if error.errno in GONE:
-                raise
-            return 0, error.errno or errno.EIO
+        self.sent_bytes += count
+        if self._closed:
+            return False
+        if failure:
+            self._replace_broken(piece, failure)
+            return False
+        piece.offset += count
+        piece.length -= count
+        if piece.length == 0:
+            self.items.popleft()
+            self._slice_count -= 1
+            return False
+        piece.tries += 1
+        return piece.tries % 2 == 0
 
     def _replace_broken(self, item: FileSlice, failure: int) -> None:
         """Pad what the header promised, and say behind it that it was not so. The caller holds `_changing`."""

@@ -56,8 +56,7 @@ RECEIVES_MAX = 16
 # A request to read or write more than this makes a session heavy.
 LIGHT_MAX_BYTES = 128 << 10
 LIGHT_AFTER_S = 1.0
-# Of a write that is no longer than this, what follows is received before it is written: that is one request more that is
-# held in memory.
+# Of a write of such a length, what follows is received before it is written: one request more is held in memory then.
 AHEAD_MIN_BYTES, AHEAD_MAX_BYTES = 32 << 10, 1 << 20
 # So many parts of replies, or so much to be read, are sent before the next request is taken: so that the client has
 # something to do meanwhile.
