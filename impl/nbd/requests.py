@@ -20,6 +20,7 @@ request to write is EPERM, whatever else is wrong with it; offset and length of 
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import NamedTuple
 
 from impl.errors import PeerError
@@ -177,12 +178,19 @@ def limits(agreement: Agreement, command: int) -> Limits | None:
     )
 
 
+@lru_cache(maxsize=64)
+def all_limits(agreement: Agreement) -> dict[int, tuple[int, int, int, int, int]]:
+    """The limits of every command that has any: the same for all who have agreed on the same. Not to be changed."""
+    found = {int(command): limits(agreement, command) for command in RULES}
+    return {command: (*each,) for command, each in found.items() if each is not None}
+
+
 class RequestReader:
     """One connection's requests, in the order they came."""
 
     def __init__(self, agreement: Agreement, leftover: bytes = b"") -> None:
         self._agreement = agreement
-        self._limits = {int(c): tuple(found) for c in RULES if (found := limits(agreement, c)) is not None}
+        self._limits = all_limits(agreement)
         self._view = memoryview(bytearray(max(RECEIVE_BUFFER_BYTES, len(leftover))))
         self._view[: len(leftover)] = leftover
         self._window = len(self._view)  # how much of it is offered at once

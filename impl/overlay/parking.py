@@ -10,7 +10,7 @@ Errors:  WouldWait, which is not an OSError: nothing has gone wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from impl.overlay.rangelock import Held
 
@@ -25,7 +25,6 @@ class WouldWait(Exception):
         self.exclusive = exclusive
 
 
-@runtime_checkable
 class Lock(Protocol):
     """The part of a RangeLock that is used here."""
 

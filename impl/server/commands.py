@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 from impl.base.interface import Base
 from impl.extents import Extent
@@ -116,9 +116,7 @@ class Commands:
     """
 
     def __init__(self, export: Device, agreement: Agreement, is_wanted: Callable[[], bool] = always) -> None:
-        ranges = export.overlay.ranges
-        assert isinstance(ranges, Lock)
-        self._ranges = ranges
+        self._ranges = ranges = cast(Lock, export.overlay.ranges)  # see Device
         # Whoever runs a request has others waiting for him, so none may wait for a range.
         self._overlay = replace(export.overlay, ranges=AtOnce(ranges))
         self._is_wanted = is_wanted

@@ -40,6 +40,21 @@ class _Watched(NamedTuple):
     owner: Hashable
 
 
+class Timer:
+    """A call that is to be made later, until it is cancelled."""
+
+    __slots__ = ("call", "due_s", "owner", "serial")
+
+    def __init__(self, due_s: float, serial: int, call: Call, owner: Hashable) -> None:
+        self.due_s = due_s
+        self.serial = serial
+        self.call: Call | None = call
+        self.owner = owner
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.due_s, self.serial) < (other.due_s, other.serial)
+
+
 class Loop:
     """Calls handlers when their descriptors are ready, until `stop` is called.
 
@@ -53,7 +68,8 @@ class Loop:
         self._epoll = select.epoll()
         self._watched: dict[int, _Watched] = {}
         self._calls: deque[tuple[Call, Hashable]] = deque()
-        self._timers: list[tuple[float, int, Call, Hashable]] = []
+        self._timers: list[Timer] = []
+        self._cancelled_count = 0
         self._serial = itertools.count()
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wakeup, READABLE)
@@ -96,10 +112,24 @@ class Loop:
             os.eventfd_write(self._wakeup, 1)
             return True
 
-    def call_later(self, delay_s: float, call: Call, owner: Hashable = None) -> None:
+    def call_later(self, delay_s: float, call: Call, owner: Hashable = None) -> Timer:
         """Run `call` after `delay_s`; on the loop's thread."""
+        timer = Timer(time.monotonic() + delay_s, next(self._serial), call, owner)
         with self._lock:
-            heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._serial), call, owner))
+            heapq.heappush(self._timers, timer)
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Do not make its call, if that is still to come, and keep nothing that it would have needed."""
+        with self._lock:
+            if timer.call is None:
+                return
+            timer.call = timer.owner = None
+            self._cancelled_count += 1
+            if 2 * self._cancelled_count > len(self._timers):  # what is cancelled takes no more room than what is not
+                self._timers = [timer for timer in self._timers if timer.call is not None]
+                heapq.heapify(self._timers)
+                self._cancelled_count = 0
 
     def stop(self) -> None:
         """Return from `run` once the present round is over; on the loop's thread."""
@@ -195,10 +225,15 @@ class Loop:
     def _next_due(self) -> tuple[Call | None, Hashable]:
         """What has to be called now, if anything. The caller holds the lock."""
         while True:
+            call: Call | None
             if self._calls:
                 call, owner = self._calls.popleft()
-            elif self._timers and self._timers[0][0] <= time.monotonic():
-                _, _, call, owner = heapq.heappop(self._timers)
+            elif self._timers and self._timers[0].due_s <= time.monotonic():
+                timer = heapq.heappop(self._timers)
+                call, owner, timer.call = timer.call, timer.owner, None
+                if call is None:
+                    self._cancelled_count -= 1
+                    continue
             else:
                 return None, None
             if owner not in self._kept:
@@ -238,4 +273,4 @@ class Loop:
         if not self._timers:
             return None
         with self._lock:
-            return max(self._timers[0][0] - time.monotonic(), 0) if self._timers else None
+            return max(self._timers[0].due_s - time.monotonic(), 0) if self._timers else None

@@ -281,7 +281,9 @@ class Server:
         log.info("%s: gone", session.client)  # now: without this session, the process may end before the next line
         with self._lock:
             self._sessions.discard(session)
-        self._loop.call_soon(self._end_if_idle)
+            may_be_last = self._stopping or self._one_client
+        if may_be_last:
+            self._loop.call_soon(self._end_if_idle)
 
 
 def _tune(sock: socket.socket) -> None:

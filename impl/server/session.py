@@ -41,7 +41,7 @@ from impl.nbd.requests import Request, RequestReader
 from impl.nbd.server_handshake import Phase, ServerHandshake
 from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
-from impl.server.loop import READABLE, WRITABLE, Loop
+from impl.server.loop import READABLE, WRITABLE, Loop, Timer
 from impl.server.outbox import BrokenReply, Outbox, Outgoing
 from impl.server.record import RecordedCommands, recorded_if_wanted
 from impl.server.request_log import LoggedCommands, logged_if_wanted
@@ -116,6 +116,7 @@ class Session:
             {name: export.info for name, export in exports.items()}, default
         )
         self._heard_count = 0  # during the handshake
+        self._silence: Timer | None = None
         self._reader: RequestReader | None = None
         self._commands: Commands | LoggedCommands | RecordedCommands | None = None
         self._outbox = Outbox(sock)
@@ -166,7 +167,13 @@ class Session:
             log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
             self._end()
 
-        self._loop.call_later(HANDSHAKE_SILENCE_S, look, self)
+        self._silence = self._loop.call_later(HANDSHAKE_SILENCE_S, look, self)
+
+    def _forget_silence(self) -> None:
+        """Or the loop would keep us in memory until that time is over."""
+        if self._silence is not None:
+            self._shared_loop.cancel(self._silence)
+            self._silence = None
 
     def _drain(self) -> None:
         self._draining = True
@@ -292,6 +299,7 @@ class Session:
             commands = logged_if_wanted(Commands(export, agreement, self._is_wanted), self.client)
             self._commands = recorded_if_wanted(commands, export.recording, self.client)
             self._handshake = None
+            self._forget_silence()
             log.info("%s: opened export %r", self.client, agreement.export.name)
 
     def _take_requests(self, turn_ends: float) -> None:
@@ -543,6 +551,8 @@ class Session:
             self._ended = True
         self._is_gone = True
         self._wait_for(0)
+        self._forget_silence()
+        self._reader = None
         self._outbox.close()
         self._sock.close()
         if self._loop is not self._shared_loop:
