@@ -302,13 +302,12 @@ def _slow() -> Iterator[Row]:
     for latency_ms, depth in product((1, 10), (16, 64)):
         yield Row(
             f"slow{latency_ms}-parts-d{depth}",
-            f"4k writes of parts of fresh 64k blocks, depth {depth}, 1 connection, base of {latency_ms} ms",
+            f"2k writes of parts of fresh blocks, depth {depth}, 1 connection, base of {latency_ms} ms",
             "rate",
-            _fio(Load("randwrite", 4 * KIB, depth, each_block_bytes=BLOCK_BYTES)),
+            _fio(Load("randwrite", 2 * KIB, depth, each_block_bytes=BLOCK_BYTES)),
             base=f"slow{latency_ms}",
             anew=True,
             wanted="slow parts",
-            traits=frozenset({"parts"}),
             quick=(latency_ms, depth) == (10, 64),
         )
 

@@ -197,24 +197,22 @@ def _nbd_server(place: Place) -> list[str]:
 
 
 _NBDKIT = {"trim": "its trim frees no space"}
-_WHOLE_BLOCKS = {"parts": "a request of 4k is a whole block here, so nothing is read from the base"}
 _OWN_COPIES = "what one connection writes, no other sees, and it is gone with its connection"
 
 SERVERS = [
     Server("cowproof", (), "cowproof serve BASE", _cowproof()),
     Server(
-        "cowproof-4k",
+        "cowproof-64k",
         (),
-        "cowproof serve --cow-block-size=4K BASE",
-        _cowproof("--cow-block-size=4K"),
-        remarks=_WHOLE_BLOCKS,
+        "cowproof serve --cow-block-size=64K BASE",
+        _cowproof("--cow-block-size=64K"),
         setting_of="cowproof",
     ),
     Server(
-        "cowproof-t64",
+        "cowproof-t16",
         (),
-        "cowproof serve -t 64 BASE",
-        _cowproof("-t", "64"),
+        "cowproof serve -t 16 BASE",
+        _cowproof("-t", "16"),
         only=frozenset({"slow"}),
         setting_of="cowproof",
     ),

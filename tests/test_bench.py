@@ -298,8 +298,8 @@ def test_what_servers_lack_and_what_settings_are_for_are_traits_that_rows_have()
 
 FITTING = [  # (server, row, whether it is shown there)
     ("cowproof", "start", True),
-    ("cowproof-t64", "slow10-read-d64", True),
-    ("cowproof-t64", "read-base-c1", False),
+    ("cowproof-t16", "slow10-read-d64", True),
+    ("cowproof-t16", "read-base-c1", False),
     ("cowproof-memory", "write-fresh-c4", True),
     ("cowproof-memory", "memory-idle-1t", False),
     ("nbdkit-t64", "block-status", False),

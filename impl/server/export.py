@@ -43,7 +43,7 @@ class ExportOptions:
 
     name: str = ""
     read_only: bool = False
-    block_size: int = 64 << 10
+    block_size: int = 4 << 10
     copy_on_read: Callable[[], bool] = never
     copy_on_cache: bool = False
     store: str = "temporary"
