@@ -48,7 +48,7 @@ INFO = {
     "can_trim": True,
     "can_zero": True,
     "block_size_minimum": 1,
-    "block_size_preferred": BLOCK,
+    "block_size_preferred": 4 * KIB,
     "block_size_maximum": 32 * MIB,
     "contexts": ["base:allocation"],
 }
@@ -96,7 +96,7 @@ DATA, HOLE = 0, 3
 
 def test_a_map_shows_the_holes_of_the_base_then_what_was_written_and_trimmed(serve, base_with_holes):
     qemu_io = need("qemu-io", package="qemu-utils")
-    uri = serve(base_with_holes).uri
+    uri = serve(base_with_holes, "--cow-block-size", "64K").uri
     assert extent_map(uri) == [
         (0, MIB, DATA),
         (MIB, 2 * MIB, HOLE),
@@ -279,7 +279,7 @@ def test_reads_are_kept_while_the_switch_of_copy_on_read_exists(serve, small_bas
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_libnbd_finds_that(serve, small_base, claim):
-    libnbd(claim, serve(small_base).uri, small_base)
+    libnbd(claim, serve(small_base, "--cow-block-size", "64K").uri, small_base)
 
 
 def test_libnbd_finds_that_the_largest_payload_is_served_and_more_refused(serve, tmp_path):

@@ -669,7 +669,8 @@ def test_a_client_that_always_has_more_to_say_leaves_the_loop_its_turns(is_alone
     with Endless(ours.detach(), loop) as endless, theirs:
         session = Session(endless, "endless", {"": export}, "", THREADS, loop, on_end=loop.stop)
         if is_alone:
-            session._shared_loop = None
+            session._shared_loop = another = Loop()
+            another.close()
         theirs.sendall(hello() + b"?")
         reading = threading.Thread(target=read_all, args=(theirs.dup(),))
         reading.start()

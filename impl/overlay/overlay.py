@@ -129,9 +129,7 @@ class Overlay:
 
     def look(self, offset: int, length: int) -> list[Segment]:
         """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock."""
-        block_size = self.block_size
-        first = offset // block_size
-        last = (offset + length - 1) // block_size
+        first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
             states = self.states.get(first, last + 1)
             state = states[0]

@@ -329,7 +329,7 @@ class Commands:
 
     def _write(self, request: Request) -> Reply | Later:
         overlay = self._overlay
-        if (request.offset | request.length) % overlay.block_size:
+        if overlay.partial_blocks(request.offset, request.length):
             return self._fetched_first(request, self._written, request.length, False)
         try:
             overlay.write(request.offset, request.payload, {})
