@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.linearizability, pytest.mark.timeout(0)]
 
 BASE = "pattern:64M?seed=3"
 SLOW = f"{BASE}&latency=2ms&jitter=20ms"
+# What clients ask for has to share blocks, or there is nothing to go wrong.
+BLOCKS = ("--cow-block-size", "64K")
 MUTANT = [sys.executable, str(ROOT / "tests" / "mutant_server.py")]
 # Requests in flight on each of six connections.
 DEPTH = 4
@@ -75,24 +77,25 @@ RUNS = {
     "an overlay in memory": (("--overlay", "memory"), {"moment_s": 0.02}),
     "small blocks": (("--cow-block-size", "4K", "--cow-on-read", "on"), {"block_size": 4096, "moment_s": 0.01}),
     "one block for all": ((), {"size": 65536}),
+    "small blocks under large requests": (("--cow-block-size", "4K", "--cow-on-read", "on"), {}),
 }
 
 
 @pytest.mark.parametrize(("options", "recipe"), RUNS.values(), ids=RUNS)
 def test_what_clients_see_is_linearizable(serve, recorded, options, recipe):
-    server = serve(SLOW, *options)
+    server = serve(SLOW, *BLOCKS, *options)
     check(recorded(server.uri, **recipe))
     assert server.stop() == 0
 
 
 def test_what_clients_see_of_a_fast_base_over_tcp_is_linearizable(serve, recorded, tmp_path):
-    server = serve(BASE, "--cow-on-read", "on", tcp=True)
+    server = serve(BASE, *BLOCKS, "--cow-on-read", "on", tcp=True)
     check(recorded(server.uri))
 
 
 def test_connections_that_are_cut_take_nothing_with_them(serve, recorded):
     """What was in flight may have happened, or not, or happen later still, as a whole."""
-    server = serve(SLOW, "--cow-on-read", "on")
+    server = serve(SLOW, *BLOCKS, "--cow-on-read", "on")
     history = recorded(server.uri, cuts_per_s=20)
     check(history)
     assert PENDING in history.outcome
@@ -101,7 +104,7 @@ def test_connections_that_are_cut_take_nothing_with_them(serve, recorded):
 
 
 def test_a_full_disk_harms_nothing_that_was_acknowledged(serve, recorded, small_disk):
-    server = serve(SLOW, "--cow-on-read", "on", env={"TMPDIR": str(small_disk)})
+    server = serve(SLOW, *BLOCKS, "--cow-on-read", "on", env={"TMPDIR": str(small_disk)})
     history = recorded(server.uri, size=32 * MIB, moment_s=0.01)
     check(history)
     assert "ENOSPC" in history.outcome
@@ -110,7 +113,7 @@ def test_a_full_disk_harms_nothing_that_was_acknowledged(serve, recorded, small_
 
 def test_what_the_server_records_is_what_its_clients_saw(serve, recorded, tmp_path):
     path = tmp_path / "served.jsonl"
-    server = serve(SLOW, "--cow-on-read", "on", "--record", str(path))
+    server = serve(SLOW, *BLOCKS, "--cow-on-read", "on", "--record", str(path))
     seen = recorded(server.uri)
     assert server.stop() == 0
     served = load(path)
@@ -171,7 +174,7 @@ def test_a_server_with_something_wrong_is_found_out(serve, recorded, mutant):
     options, recipe = WRONG[mutant]
 
     def run():
-        server = serve(BASE if recipe is LARGE else SLOW, *options, server=[*MUTANT, mutant])
+        server = serve(BASE if recipe is LARGE else SLOW, *BLOCKS, *options, server=[*MUTANT, mutant])
         try:
             return recorded(server.uri, **recipe)
         finally:

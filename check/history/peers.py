@@ -66,7 +66,8 @@ def _cowproof(*options: str) -> Start:
     @contextmanager
     def start(base: str, folder: Path) -> Iterator[str]:
         path = folder / "peer"
-        with listening([*COWPROOF, *options, base], path):
+        # As large as the others' blocks: requests that share none cannot get into each other's way.
+        with listening([*COWPROOF, "--cow-block-size", "64K", *options, base], path):
             yield uri_of(path)
 
     return start
@@ -118,9 +119,13 @@ _NO_TRIM = {"trim_reads_zero": False}
 _ALONE = {"clients": 1, "connections": 1, "depth": 32}
 
 PEERS: dict[str, Peer] = {
-    "cowproof": Peer(_cowproof(), "cowproof serve BASE"),
-    "cowproof cow-on-read": Peer(_cowproof("--cow-on-read", "on"), "cowproof serve --cow-on-read on BASE"),
-    "cowproof cow-on-cache": Peer(_cowproof("--cow-on-cache"), "cowproof serve --cow-on-cache BASE"),
+    "cowproof": Peer(_cowproof(), "cowproof serve --cow-block-size 64K BASE"),
+    "cowproof cow-on-read": Peer(
+        _cowproof("--cow-on-read", "on"), "cowproof serve --cow-block-size 64K --cow-on-read on BASE"
+    ),
+    "cowproof cow-on-cache": Peer(
+        _cowproof("--cow-on-cache"), "cowproof serve --cow-block-size 64K --cow-on-cache BASE"
+    ),
     "nbdkit": Peer(_nbdkit(), "nbdkit --filter=cow nbd BASE", _NO_TRIM),
     "nbdkit cow-on-read": Peer(_nbdkit("cow-on-read=true"), "nbdkit --filter=cow nbd BASE cow-on-read=true", _NO_TRIM),
     "nbdkit cow-on-cache": Peer(

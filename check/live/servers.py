@@ -159,7 +159,7 @@ def listening_qemu_nbd(base: Path, folder: Path, options: Sequence[str]) -> Iter
 @contextmanager
 def cowproof(race: Race, block_count: int, folder: Path) -> Iterator[Server]:
     """The server of this project, over the same."""
-    arguments = [*race.cowproof_options, slow_base(race, block_count)]
+    arguments = [*race.cowproof_options, "--cow-block-size", format_size(BLOCK_BYTES), slow_base(race, block_count)]
     path = folder / "cowproof"
     with listening([*COWPROOF, *arguments], path):
         yield Server(uri_of(path), (_shown(["cowproof", "serve", *arguments], folder),))

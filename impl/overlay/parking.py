@@ -41,16 +41,16 @@ class AtOnce:
 
     def shared(self, first: int, last: int) -> Held:
         """Hold the range together with other readers."""
-        held = self._lock.at_once(first, last, False)
-        if held is None:
-            raise WouldWait(first, last, False)
-        return held
+        return self._take(first, last, False)
 
     def exclusive(self, first: int, last: int) -> Held:
         """Hold the range alone."""
-        held = self._lock.at_once(first, last, True)
+        return self._take(first, last, True)
+
+    def _take(self, first: int, last: int, exclusive: bool) -> Held:
+        held = self._lock.at_once(first, last, exclusive)
         if held is None:
-            raise WouldWait(first, last, True)
+            raise WouldWait(first, last, exclusive)
         return held
 
 
@@ -80,16 +80,8 @@ class Granted(AtOnce):
         if held is not None:
             held.__exit__(None, None, None)
 
-    def shared(self, first: int, last: int) -> Held:
-        """As of AtOnce, for all but the range waited for."""
-        return self._given(first, last, False) or super().shared(first, last)
-
-    def exclusive(self, first: int, last: int) -> Held:
-        """As of AtOnce, for all but the range waited for."""
-        return self._given(first, last, True) or super().exclusive(first, last)
-
-    def _given(self, first: int, last: int, exclusive: bool) -> Held | None:
-        if (first, last, exclusive) != self._wanted:
-            return None
+    def _take(self, first: int, last: int, exclusive: bool) -> Held:
+        if self._held is None or (first, last, exclusive) != self._wanted:
+            return super()._take(first, last, exclusive)
         held, self._held = self._held, None
         return held
