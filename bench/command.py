@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar
 
 import click
 
-from bench import growth, machine
+from bench import growth, machine, table
 from bench.clients import PACKAGES
 from bench.page import page
 from bench.report import body, conclusion, head, row_lines, series_lines
@@ -123,6 +123,7 @@ class Bench(click.Command):
 @click.option("--list", "is_list", is_flag=True, help="List rows and servers, and measure nothing.")
 @click.option("--json", "json_path", metavar="FILE", help="Write all samples here.")
 @click.option("--html", "html_path", metavar="FILE", help="Write a page with plots here.")
+@click.option("--markdown", "markdown_path", metavar="FILE", help="Write a table here, a line for each row.")
 @click.option("--show", metavar="FILE", help="Measure nothing: show what --json wrote.")
 @click.option("--directory", metavar="DIR", help="For the base and the overlays; default $TMPDIR, or /var/tmp.")
 def bench(
@@ -138,6 +139,7 @@ def bench(
     is_list: bool,
     json_path: str | None,
     html_path: str | None,
+    markdown_path: str | None,
     show: str | None,
     directory: str | None,
 ) -> None:
@@ -152,7 +154,7 @@ def bench(
     if is_list:
         click.echo("\n".join(job.listed()))
         return
-    paths = [Path(path) for path in (json_path, html_path) if path is not None]
+    paths = [Path(path) for path in (json_path, html_path, markdown_path) if path is not None]
     for path in paths:
         check_writable(path)
     if show is not None:
@@ -161,8 +163,8 @@ def bench(
     else:
         settings = settings_of(quick, rounds, size, seconds, repeats)
         work = job.prepared(settings, folder_of(directory))
-        results = measured(work, lambda so_far: write(so_far, json_path, html_path))
-    write(results, json_path, html_path)
+        results = measured(work, lambda so_far: write(so_far, json_path, html_path, markdown_path))
+    write(results, json_path, html_path, markdown_path)
     if failed := failures(results):
         raise StartError(failed)
 
@@ -438,12 +440,14 @@ def show_all(results: Results) -> None:
     click.echo("\n".join([*head(results), "", *body(results), *conclusion(results)]))
 
 
-def write(results: Results, json_path: str | None, html_path: str | None) -> None:
+def write(results: Results, json_path: str | None, html_path: str | None, markdown_path: str | None) -> None:
     """The files that were asked for."""
     if json_path is not None:
         save(results, Path(json_path))
     if html_path is not None:
         Path(html_path).write_text(page(results), encoding="utf-8")
+    if markdown_path is not None:
+        Path(markdown_path).write_text("\n".join([*table.page(results), ""]), encoding="utf-8")
 
 
 def failures(results: Results) -> str:
