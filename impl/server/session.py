@@ -206,11 +206,12 @@ class Session:
             self._end()
 
     def _receive_and_update(self) -> None:
+        loop = self._loop
         received = 0
         if self._receiving and not self._has_more and not self._is_paused():
             received = self._receive()
         self._update()
-        if self._loop is self._shared_loop:
+        if loop is self._shared_loop:  # where nobody waits; or the session has moved, and is at work already
             return
         for _ in range(received, RECEIVES_MAX):
             if not self._has_only_to_wait() or not self._wait_here():

@@ -1,0 +1,90 @@
+"""Many sessions on one thread: who leaves it and comes back, who is relieved of it, and whom that must not concern.
+
+The thread stops where a test wants it to: at a gate, or in a call that the test makes on the loop.
+
+Source:  impl/server/session.py, impl/server/server.py, impl/server/loop.py; promises P2, P4, P8.
+"""
+
+import threading
+from contextlib import ExitStack, contextmanager
+
+import pytest
+from test_server_concurrency import BASE, BLOCK, Bench
+
+from impl.server.session import Session
+
+pytestmark = pytest.mark.timeout(120)
+
+ANSWER_S = 20
+LARGE = 2 * BLOCK
+
+
+@pytest.fixture
+def bench(short_path):
+    """bench(**parts): a Bench; closed after the test."""
+    with ExitStack() as stack:
+
+        def make(**options):
+            made = Bench(short_path, **options)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def small_is_large(monkeypatch):
+    """More than a block makes a session move, and it comes back as soon as it can."""
+    monkeypatch.setattr("impl.server.session.LIGHT_MAX_BYTES", BLOCK)
+    monkeypatch.setattr("impl.server.session.LIGHT_AFTER_S", 0.0)
+
+
+@contextmanager
+def held(loop):
+    """A loop whose thread is kept by a call of nobody, of which it is not relieved, meanwhile."""
+    entered, let_go = threading.Event(), threading.Event()
+
+    def keep():
+        entered.set()
+        assert let_go.wait(ANSWER_S)
+
+    loop.call_soon(keep)
+    assert entered.wait(ANSWER_S)
+    try:
+        yield
+    finally:
+        let_go.set()
+
+
+# A session that moves.
+
+
+def test_the_thread_that_a_session_has_left_touches_it_no_more(bench, monkeypatch, small_is_large):
+    """Though it comes out of the move only when the session has been served elsewhere, and waits for its client."""
+    answered, back, waited = threading.Event(), threading.Event(), []
+    move_to, wait_here, ready = Session._move_to, Session._wait_here, Session._ready
+
+    def slow_move(session, loop):
+        is_out = loop is not session._shared_loop
+        move_to(session, loop)
+        if is_out:
+            assert answered.wait(ANSWER_S)
+
+    def noted_wait(session):
+        waited.append(threading.current_thread().name)
+        return wait_here(session)
+
+    def noted_ready(session, events):
+        ready(session, events)
+        if answered.is_set() and threading.current_thread().name == "clients":
+            back.set()
+
+    monkeypatch.setattr("impl.server.session.LIGHT_AFTER_S", 1000.0)
+    monkeypatch.setattr(Session, "_move_to", slow_move)
+    monkeypatch.setattr(Session, "_wait_here", noted_wait)
+    monkeypatch.setattr(Session, "_ready", noted_ready)
+    client = bench().client()
+    assert client.pread(0, LARGE) == BASE[:LARGE]
+    answered.set()
+    assert back.wait(ANSWER_S)
+    assert "clients" not in waited
