@@ -9,7 +9,9 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from test_server_concurrency import BASE, BLOCK, Bench
+from raw_nbd import READ, REPLY, WRITE, request
+from servers import eventually
+from test_server_concurrency import BASE, BLOCK, NEW, Bench
 
 from impl.server.session import Session
 
@@ -88,3 +90,20 @@ def test_the_thread_that_a_session_has_left_touches_it_no_more(bench, monkeypatc
     answered.set()
     assert back.wait(ANSWER_S)
     assert "clients" not in waited
+
+
+# A client that goes.
+
+
+@pytest.mark.parametrize("length", [BLOCK, len(BASE)], ids=["small", "large enough to receive ahead"])
+def test_a_write_that_was_received_whole_happens_though_its_client_has_gone_without_reading(length, bench):
+    """To close a socket that has something to be read is an error to the other side, behind what was sent."""
+    made = bench()
+    leaver, other = made.raw_client(), made.client()
+    leaver.send(request(READ, 1, 0, BLOCK))
+    eventually(lambda: len(leaver.socket.recv(1 << 20, 2)) == REPLY.size + BLOCK, "the reply waits to be read")
+    with held(made.server._shared):
+        leaver.send(request(WRITE, 2, 0, payload=NEW * (length // BLOCK)))
+        leaver.socket.close()
+    eventually(lambda: len(made.server._sessions) == 1, "the session has gone")
+    assert other.pread(0, length) == NEW * (length // BLOCK)

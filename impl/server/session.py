@@ -364,6 +364,10 @@ class Session:
                 count = self._sock.recv_into(reader.buffer(), 0, MSG_DONTWAIT)
             except BlockingIOError:
                 return
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise
+                count = 0  # what was received whole still happens
             if count == 0:
                 self._heard_all()
                 return
