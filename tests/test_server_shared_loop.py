@@ -13,6 +13,7 @@ from raw_nbd import READ, REPLY, WRITE, request
 from servers import eventually
 from test_server_concurrency import BASE, BLOCK, NEW, Bench
 
+from impl.server.server import ACCEPTS_MAX, Server
 from impl.server.session import Session
 
 pytestmark = pytest.mark.timeout(120)
@@ -107,3 +108,57 @@ def test_a_write_that_was_received_whole_happens_though_its_client_has_gone_with
         leaver.socket.close()
     eventually(lambda: len(made.server._sessions) == 1, "the session has gone")
     assert other.pread(0, length) == NEW * (length // BLOCK)
+
+
+# Clients that come.
+
+
+class Crowd:
+    """A listener at which clients wait without end."""
+
+    ENOUGH = 1000
+
+    def __init__(self):
+        self.accepted = 0
+
+    def accept(self):
+        self.accepted += 1
+        assert self.accepted < self.ENOUGH, "those who have come in never get their turn"
+        return None, None
+
+
+def test_those_who_come_in_do_not_keep_those_who_are_there_from_their_turn(monkeypatch):
+    monkeypatch.setattr(Server, "_open", lambda *_: True)
+    crowd = Crowd()
+    Server({}, "", threads=1)._accept(crowd)
+    assert crowd.accepted == ACCEPTS_MAX
+
+
+def test_a_client_that_comes_in_as_the_server_is_told_to_stop_is_let_go_in_order(bench, caplog):
+    """The stop comes in between the look whether there is one, and all that follows it."""
+    made = bench()
+    server = made.server
+
+    class StopsBehind:
+        """A lock; as it is let go of, the server is told to stop."""
+
+        def __init__(self, lock):
+            self._lock = lock
+
+        def __enter__(self):
+            return self._lock.__enter__()
+
+        def __exit__(self, *args):
+            self._lock.__exit__(*args)
+            if threading.current_thread().name == "clients" and not server._stopping:
+                server._lock = self._lock
+                server.stop()
+                assert eventually(lambda: server._stopping, "the server stops")
+
+    with caplog.at_level("WARNING"):
+        server._lock = StopsBehind(server._lock)
+        client = made.raw_client()
+        assert client.is_closed_by_the_server()
+        made.thread.join(ANSWER_S)
+    assert not made.thread.is_alive()
+    assert not caplog.messages

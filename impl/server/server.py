@@ -25,6 +25,8 @@ from impl.server.session import Session
 # How long requests in flight may take to finish after SIGTERM before they are given up.
 GRACE_S = 30.0
 ACCEPT_RETRY_S = 0.1
+# So many come in before those who are there have their turn: somebody may connect faster than we accept.
+ACCEPTS_MAX = 8
 SOCKET_BUFFER_BYTES = 1 << 20
 # A client that vanishes together with its machine, or its network, is noticed within some two minutes, and no longer
 # takes a thread and three descriptors.
@@ -144,7 +146,7 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            while True:
+            for _ in range(ACCEPTS_MAX):
                 sock, _ = listener.accept()
                 self._open(sock)
         except BlockingIOError:
@@ -177,9 +179,10 @@ class Server:
             sock.close()
             return False
         with self._lock:
-            if not self._stopping:
+            is_late = self._stopping
+            if not is_late:
                 self._sessions.add(session)
-        if self._stopping:
+        if is_late:
             sock.close()
             return False
         session.start()
