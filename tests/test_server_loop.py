@@ -155,6 +155,36 @@ def test_a_call_may_make_another():
     assert seen == [1, 2]
 
 
+def test_a_call_that_makes_itself_again_and_again_keeps_nobody_from_his_turn():
+    """Neither a descriptor nor a timer."""
+    loop, seen = Loop(), []
+
+    def again():
+        seen.append("call")
+        assert len(seen) < 1000, f"nobody else has had a turn: {set(seen)}"
+        loop.call_soon(again)
+
+    def handler(_):
+        seen.append("descriptor")
+        if "timer" in seen:
+            loop.stop()
+
+    with readable() as fd:
+        loop.watch(fd, READABLE, handler)
+        loop.call_later(0, lambda: seen.append("timer"))
+        loop.call_soon(again)
+        run(loop)
+    assert seen[:4] == ["descriptor", "call", "timer", "descriptor"]
+
+
+def test_what_is_asked_for_by_a_call_that_is_made_is_not_left_lying():
+    loop, seen = Loop(), []
+    loop.call_soon(lambda: [loop.call_soon(lambda number=number: seen.append(number)) for number in range(3)])
+    loop.call_later(0.01, loop.stop)
+    run(loop)
+    assert seen == [0, 1, 2]
+
+
 # Its end.
 
 
@@ -438,6 +468,26 @@ def test_what_belongs_to_the_owner_of_a_kept_call_waits_until_it_has_returned():
         loop.call_soon(lambda: loop.forget(fd))
         assert answers(loop)
     assert {"call", "timer", READABLE} == set(seen)
+
+
+@pytest.mark.parametrize("how", ["call", "descriptor"])
+def test_calls_that_wait_behind_a_kept_one_are_made_by_the_thread_that_relieves(how):
+    """The thread that is kept had been told of them already, and nobody is told twice."""
+    loop, kept, made = Loop(), Kept(), threading.Event()
+    with readable() as fd:
+        if how == "descriptor":
+            loop.watch(fd, READABLE, kept, "owner")
+        else:
+            loop.call_soon(kept, "owner")
+        loop.call_soon(made.set, "another")
+        with running(loop):
+            assert kept.entered.wait(WAIT_S)
+            assert [loop.relieve(), loop.relieve()] == [False, True]
+            assert made.wait(WAIT_S)
+            if how == "descriptor":
+                loop.forget(fd)
+            kept.let_go.set()
+            assert answers(loop, "owner")
 
 
 def test_what_the_owner_of_a_kept_call_forgets_meanwhile_is_forgotten():

@@ -167,6 +167,7 @@ class Loop:
             self._thread = thread
             self._at_work = None
             self._kept[owner] = []
+            os.eventfd_write(self._wakeup, 1)  # of the calls behind that one, the thread had been told
             for fd, watched in self._watched.items():
                 if watched.owner == owner:
                     self._epoll.unregister(fd)
@@ -205,10 +206,16 @@ class Loop:
         return True
 
     def _run_due(self, thread: object) -> bool:
-        """Make the calls that are due; False if the thread was relieved."""
-        while self._running and (self._calls or self._timers):
+        """Make the calls that are due; False if the thread was relieved.
+
+        What is asked for meanwhile waits until the others have had their turn: somebody may ask again and again.
+        """
+        calls_left = len(self._calls)
+        until_s = time.monotonic() if self._timers else 0.0
+        while self._running and (calls_left > 0 or self._timers):
             with self._lock:
-                call, owner = self._next_due()
+                call, owner = self._next_due(calls_left > 0, until_s)
+                calls_left -= 1
                 if call is None:
                     return True
                 self._at_work = owner
@@ -222,13 +229,16 @@ class Loop:
             return False
         return True
 
-    def _next_due(self) -> tuple[Call | None, Hashable]:
-        """What has to be called now, if anything. The caller holds the lock."""
+    def _next_due(self, may_call: bool, until_s: float) -> tuple[Call | None, Hashable]:
+        """What has to be called now, if anything: calls, if they may be made, and then timers due by `until_s`.
+
+        The caller holds the lock.
+        """
         while True:
             call: Call | None
-            if self._calls:
+            if may_call and self._calls:
                 call, owner = self._calls.popleft()
-            elif self._timers and self._timers[0].due_s <= time.monotonic():
+            elif self._timers and self._timers[0].due_s <= until_s:
                 timer = heapq.heappop(self._timers)
                 call, owner, timer.call = timer.call, timer.owner, None
                 if call is None:
