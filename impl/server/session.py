@@ -311,7 +311,7 @@ class Session:
         self._is_starting = True
         answers: list[Outgoing] = []
         try:
-            request, self._held = self._held or self._next(reader), None
+            request = self._next(reader)
             while request is not None and self._receiving:
                 if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
                     break
@@ -329,7 +329,7 @@ class Session:
                     self._has_more = True
                     self._is_heavy |= is_late
                     break
-                request, self._held = self._held or self._next(reader), None
+                request = self._next(reader)
         finally:
             self._is_starting = False
             if answers:
@@ -337,6 +337,10 @@ class Session:
 
     def _next(self, reader: RequestReader) -> Request | None:
         """The next request, if there is one that is to be answered."""
+        held = self._held
+        if held is not None:
+            self._held = None
+            return held
         try:
             request = reader.next()
         except PeerError as error:  # what came before is answered; what follows cannot be told apart
