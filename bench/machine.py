@@ -12,6 +12,7 @@ from pathlib import Path
 
 from check.live.servers import path_of
 from impl import __version__
+from impl.compiled import is_compiled
 
 ASKED = (("nbdkit", "--version"), ("qemu-nbd", "--version"), ("nbd-server", "-V"), ("fio", "--version"))
 
@@ -54,7 +55,7 @@ def _file_system(folder: Path) -> str:
 
 def versions() -> list[str]:
     """Ours, Python's, and those of what is installed."""
-    told = [f"cowproof {__version__}{_commit()}", f"Python {platform.python_version()}"]
+    told = [f"cowproof {__version__}{_commit()}{', compiled' * is_compiled()}", f"Python {platform.python_version()}"]
     for program, argument in ASKED:
         found = path_of(program)
         if found is not None:

@@ -23,6 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import compiled
 from check.live.servers import COWPROOF, ROOT, find, missing, path_of, uri_of
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse
@@ -77,6 +78,7 @@ class Server:
     """A program under measurement.
 
     command:  how it is started at a place; what has to be there before is made by `before`, which may leave a process
+    needs:    what else has to be installed or done, if anything, in a sentence
     lacks:    why it cannot do rows with a trait that `bench.rows` names
     remarks:  what has to be said beside its figures in rows with a trait
     only:     rows with one of these traits, where the setting makes a difference; empty, all
@@ -89,6 +91,7 @@ class Server:
     shown: str
     command: Callable[[Place], list[str]]
     before: Callable[[Place, ExitStack], int | None] = lambda place, stack: None
+    needs: Callable[[], str] = str
     lacks: Mapping[str, str] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
     only: frozenset[str] = frozenset()
@@ -127,15 +130,27 @@ class Running:
 # How each is started.
 
 
-def _cowproof(*options: str) -> Callable[[Place], list[str]]:
+def _cowproof(*options: str, is_compiled: bool = False) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
+        program = _compiled(place) if is_compiled else COWPROOF
         slow = f"pattern:{place.base.size_bytes}?latency={place.base.latency_ms}ms"
         mode = ["--cow-on-read", "on"] if place.mode == COPY_ON_READ else []
         mode += [f"--cow-block-size={format_size(place.block_bytes)}"] * bool(place.block_bytes)
         base = slow if place.base.latency_ms else str(place.base.path)
-        return [*COWPROOF, "--exit-with-parent", "-U", str(place.socket), *options, *mode, base]
+        return [*program, "--exit-with-parent", "-U", str(place.socket), *options, *mode, base]
 
     return command
+
+
+def _compiled(place: Place) -> list[str]:
+    """One copy for all places of a run."""
+    return compiled.command(place.folder.parent)
+
+
+def _make_compiled(place: Place, stack: ExitStack) -> int | None:
+    """It is no part of the start, which is timed."""
+    _compiled(place)
+    return None
 
 
 def _nbdkit(*options: str) -> Callable[[Place], list[str]]:
@@ -224,6 +239,15 @@ SERVERS = [
         only=frozenset({"overlay"}),
         setting_of="cowproof",
     ),
+    Server(
+        compiled.NAME,
+        (),
+        "cowproof serve BASE, its hot modules compiled with mypyc",
+        _cowproof(is_compiled=True),
+        _make_compiled,
+        needs=compiled.lacking,
+        setting_of="cowproof",
+    ),
     Server("nbdkit", ("nbdkit",), "nbdkit --filter=cow file BASE", _nbdkit(), remarks=_NBDKIT),
     Server(
         "nbdkit-t64",
@@ -269,10 +293,10 @@ SERVERS = [
 
 
 def absent(server: Server, slow: bool = False) -> str:
-    """What to install for it, if something is not there."""
+    """What has to be done before it can be measured, if anything: mostly, what to install."""
     needed = [*server.programs, *(["nbdkit"] if slow and server.name.startswith("qemu-nbd") else [])]
     lacking = [program for program in needed if path_of(program) is None]
-    return missing(lacking) if lacking else ""
+    return missing(lacking) if lacking else server.needs()
 
 
 # Starting and ending.

@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from impl import __version__
+from impl.compiled import is_compiled
 from impl.errors import StartError
 from impl.server.command import fail_in_one_line, serve
 
@@ -59,7 +60,7 @@ def _lacking(name: str, package: str) -> click.Command:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="cowproof")
+@click.version_option(__version__ + ", compiled" * is_compiled(), prog_name="cowproof")
 def cowproof() -> None:
     """A copy-on-write overlay for any read-only disk, served over NBD.
 

@@ -117,6 +117,22 @@ def test_no_request_holds_more_than_it_said_until_it_is_answered(asked, options)
             tracemalloc.stop()
 
 
+@pytest.mark.parametrize(("asked", "options"), [row[1:] for row in HELD], ids=[row[0] for row in HELD])
+def test_what_a_request_held_is_free_when_it_is_answered_not_when_garbage_is_collected(asked, options):
+    with exported(Slow(), **options) as export:
+        commands = commands_of(export)
+        gc.collect()
+        gc.disable()
+        try:
+            reply = commands.start(asked)
+            while isinstance(reply, Later):
+                reply = reply.run()
+            del reply
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
 def test_a_status_says_how_long_its_reply_may_be_and_it_is_never_longer():
     base = Striped(4 * EXTENTS_MAX_COUNT * 512)
     with exported(base, block_size=4096) as export:

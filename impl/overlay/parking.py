@@ -10,6 +10,7 @@ Errors:  WouldWait, which is not an OSError: nothing has gone wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from impl.overlay.rangelock import Held
@@ -67,12 +68,11 @@ class Granted(AtOnce):
 
     def ask(self, when_held: Callable[[], None]) -> None:
         """Wait for the range, without a thread; `when_held` has to return soon."""
+        self._lock.ask(*self._wanted, partial(self._take, when_held))
 
-        def held(range_: Held) -> None:
-            self._held = range_
-            when_held()
-
-        self._lock.ask(*self._wanted, held)
+    def _take(self, when_held: Callable[[], None], held: Held) -> None:
+        self._held = held
+        when_held()
 
     def give_back(self) -> None:
         """Let go of the range if nobody wanted it after all."""

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 from impl.base.interface import Base
@@ -94,7 +95,7 @@ class Later(NamedTuple):
             self.granted.give_back()
 
 
-Change = Callable[[Request, Overlay, Fetched], Reply]
+Change = Callable[[Request, Fetched, Overlay], Reply]
 
 
 class Device(Protocol):
@@ -154,13 +155,13 @@ class Commands:
         held_bytes: int,
         granted: Granted | None = None,
     ) -> Later:
-        def run() -> Reply | Later:
-            try:
-                return work()
-            except (OSError, MemoryError) as error:
-                return self._failed(request, error)
+        return Later(partial(self._run, request, work), place, request, held_bytes, granted)
 
-        return Later(run, place, request, held_bytes, granted)
+    def _run(self, request: Request, work: Callable[[], Reply | Later]) -> Reply | Later:
+        try:
+            return work()
+        except (OSError, MemoryError) as error:
+            return self._failed(request, error)
 
     def _on_overlay(
         self,
@@ -188,14 +189,13 @@ class Commands:
     ) -> Later:
         """A request that would have had to wait for its range, to be begun anew when it has it."""
         granted = Granted(self._ranges, busy)
+        return self._later(request, partial(self._run_granted, granted, work), place, held_bytes, granted)
 
-        def work_granted() -> Reply | Later:
-            try:
-                return work(replace(self._overlay, ranges=granted))
-            finally:
-                granted.give_back()
-
-        return self._later(request, work_granted, place, held_bytes, granted)
+    def _run_granted(self, granted: Granted, work: Callable[[Overlay], Reply | Later]) -> Reply | Later:
+        try:
+            return work(replace(self._overlay, ranges=granted))
+        finally:
+            granted.give_back()
 
     def _done(self, request: Request) -> Reply:
         return [replies.simple_reply(request.cookie)]
@@ -212,12 +212,11 @@ class Commands:
         try:
             segments = self._overlay.look(request.offset, request.length)
         except WouldWait as busy:
-
-            def look(overlay: Overlay) -> Reply | Later:
-                return self._looked(request, overlay.look(request.offset, request.length))
-
-            return self._parked(request, busy, look, request.length)
+            return self._parked(request, busy, partial(self._look, request), request.length)
         return self._looked(request, segments)
+
+    def _look(self, request: Request, overlay: Overlay) -> Reply | Later:
+        return self._looked(request, overlay.look(request.offset, request.length))
 
     def _looked(self, request: Request, segments: Sequence[Segment]) -> Reply | Later:
         """A reply of the segments, each in memory, or such that the kernel can send it; later, if the base is slow.
@@ -239,19 +238,15 @@ class Commands:
 
     def _copied_later(self, request: Request, segments: Sequence[Segment]) -> Later:
         overlay = self._overlay
-
-        def copy() -> Reply:
-            return self._read_reply(request, overlay.copied(segments))
-
         # The blocks that are fetched, whole, and what is copied out of them.
         held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
-        return self._later(request, copy, Place.BASE, held_bytes)
+        return self._later(request, lambda: self._read_reply(request, overlay.copied(segments)), Place.BASE, held_bytes)
 
     def _fetched_later(self, request: Request, segments: Sequence[Segment]) -> Later:
-        def fetch() -> Reply:
-            return self._read_reply(request, [self._overlay.fetched(segment) for segment in segments])
+        return self._later(request, partial(self._fetch, request, segments), Place.BASE, request.length)
 
-        return self._later(request, fetch, Place.BASE, request.length)
+    def _fetch(self, request: Request, segments: Sequence[Segment]) -> Reply:
+        return self._read_reply(request, [self._overlay.fetched(segment) for segment in segments])
 
     def _base_part(self, part: FromBase, by_reference: bool) -> Segment | None:
         """A part of the base, or None if it is to be waited for."""
@@ -298,12 +293,7 @@ class Commands:
         assert self._base_fd is not None
         if cookie is None:
             return FileSlice(self._base_fd, part.offset, part.length, None)
-
-        def failed(code: int) -> bytes:
-            text = "the base could not be read"
-            return replies.error_offset_chunk(cookie, nbd_errno(code), text, part.offset, done=False)
-
-        return FileSlice(self._base_fd, part.offset, part.length, failed)
+        return FileSlice(self._base_fd, part.offset, part.length, partial(slice_failed, cookie, part.offset))
 
     def _chunks(self, request: Request, parts: Sequence[Segment]) -> Reply:
         """A chunk for each part: holes without their zeroes. DONE waits for what can still fail."""
@@ -334,24 +324,24 @@ class Commands:
         try:
             overlay.write(request.offset, request.payload, {})
         except WouldWait as busy:
-            return self._parked(request, busy, lambda held: self._written(request, held, {}), request.length)
+            return self._parked(request, busy, partial(self._written, request, {}), request.length)
         return [replies.simple_reply(request.cookie)]
 
-    def _written(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
+    def _written(self, request: Request, fetched: Fetched, overlay: Overlay) -> Reply:
         overlay.write(request.offset, request.payload, fetched)
         return [replies.simple_reply(request.cookie)]
 
     def _trim(self, request: Request) -> Reply | Later:
         return self._fetched_first(request, self._trimmed, 0, request.length > ZERO_AT_ONCE_MAX_BYTES)
 
-    def _trimmed(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
+    def _trimmed(self, request: Request, fetched: Fetched, overlay: Overlay) -> Reply:
         overlay.trim(request.offset, request.length, fetched)
         return self._done(request)
 
     def _write_zeroes(self, request: Request) -> Reply | Later:
         return self._fetched_first(request, self._zeroed, 0, request.length > ZERO_AT_ONCE_MAX_BYTES)
 
-    def _zeroed(self, request: Request, overlay: Overlay, fetched: Fetched) -> Reply:
+    def _zeroed(self, request: Request, fetched: Fetched, overlay: Overlay) -> Reply:
         no_hole = bool(request.flags & FLAG_NO_HOLE)
         fast = bool(request.flags & FLAG_FAST_ZERO)
         overlay.zero(request.offset, request.length, no_hole, fast, fetched)
@@ -371,18 +361,17 @@ class Commands:
         if copied_bytes <= ZERO_AT_ONCE_MAX_BYTES and not (missing and overlay.would_wait_to_fetch(missing)):
             fetched = overlay.fetch_blocks(missing) if missing else {}
             return self._changed(request, change, fetched, held_bytes, is_long)
-
-        def fetch_first() -> Reply | Later:
-            return self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long)
-
-        return self._later(request, fetch_first, Place.BASE, held_bytes)
+        return self._later(
+            request,
+            lambda: self._changed(request, change, overlay.fetch_blocks(missing), held_bytes, is_long),
+            Place.BASE,
+            held_bytes,
+        )
 
     def _changed(
         self, request: Request, change: Change, fetched: Fetched, held_bytes: int, is_long: bool
     ) -> Reply | Later:
-        def work(overlay: Overlay) -> Reply:
-            return change(request, overlay, fetched)
-
+        work = partial(change, request, fetched)
         if not is_long:
             return self._on_overlay(request, work, held_bytes)
         return self._later(
@@ -396,25 +385,23 @@ class Commands:
         return request.length <= LOOK_AT_ONCE_MAX_BLOCKS * self._overlay.block_size
 
     def _cache(self, request: Request) -> Reply | Later:
+        state_bytes = request.length // self._overlay.block_size + 2
+        return self._on_overlay(request, partial(self._noted, request, state_bytes), state_bytes)
+
+    def _noted(self, request: Request, state_bytes: int, held: Overlay) -> Reply | Later:
         overlay = self._overlay
-        state_bytes = request.length // overlay.block_size + 2
+        work = partial(self._cached, request, *held.note(request.offset, request.length))
+        if overlay.cache_mode in ("read", "cow"):
+            # A chunk is let go of when the next one has been read.
+            chunk_bytes = max(CACHE_CHUNK_BYTES, min(overlay.block_size, overlay.size))
+            return self._later(request, work, Place.BASE, 2 * chunk_bytes + state_bytes)
+        if overlay.cache_mode == "ignore" and self._is_small(request):
+            return work()
+        return self._later(request, work, Place.LONG, state_bytes)
 
-        def noted(held: Overlay) -> Reply | Later:
-            first, states = held.note(request.offset, request.length)
-
-            def work() -> Reply:
-                overlay.cache_noted(first, states, self._is_wanted)
-                return self._done(request)
-
-            if overlay.cache_mode in ("read", "cow"):
-                # A chunk is let go of when the next one has been read.
-                chunk_bytes = max(CACHE_CHUNK_BYTES, min(overlay.block_size, overlay.size))
-                return self._later(request, work, Place.BASE, 2 * chunk_bytes + state_bytes)
-            if overlay.cache_mode == "ignore" and self._is_small(request):
-                return work()
-            return self._later(request, work, Place.LONG, state_bytes)
-
-        return self._on_overlay(request, noted, state_bytes)
+    def _cached(self, request: Request, first: int, states: bytes) -> Reply:
+        self._overlay.cache_noted(first, states, self._is_wanted)
+        return self._done(request)
 
     def _flush(self, request: Request) -> Reply:
         self._overlay.flush()
@@ -423,16 +410,15 @@ class Commands:
     def _block_status(self, request: Request) -> Reply | Later:
         state_bytes = request.length // self._overlay.block_size + 2
         held_bytes = state_bytes + EXTENTS_MAX_COUNT * EXTENT_BYTES * len(self._contexts)
+        return self._on_overlay(request, partial(self._found, request, held_bytes), held_bytes)
 
-        def found(held: Overlay) -> Reply | Later:
-            extents = held.extents(request.offset, request.length)
-            if self._base_fd is not None:  # then the base asks the file system, which may have to look on the disk
-                return self._later(request, lambda: self._status_reply(request, extents), Place.BASE, held_bytes)
-            if not self._is_small(request):
-                return self._later(request, lambda: self._status_reply(request, extents), Place.LONG, held_bytes)
-            return self._status_reply(request, extents)
-
-        return self._on_overlay(request, found, held_bytes)
+    def _found(self, request: Request, held_bytes: int, held: Overlay) -> Reply | Later:
+        extents = held.extents(request.offset, request.length)
+        if self._base_fd is not None:  # then the base asks the file system, which may have to look on the disk
+            return self._later(request, lambda: self._status_reply(request, extents), Place.BASE, held_bytes)
+        if not self._is_small(request):
+            return self._later(request, lambda: self._status_reply(request, extents), Place.LONG, held_bytes)
+        return self._status_reply(request, extents)
 
     def _status_reply(self, request: Request, found: Iterator[Extent]) -> Reply:
         most = 1 if request.flags & FLAG_REQ_ONE else EXTENTS_MAX_COUNT
@@ -441,6 +427,11 @@ class Commands:
             replies.block_status_chunk(request.cookie, context, extents, done=context == self._contexts[-1])
             for context in self._contexts
         ]
+
+
+def slice_failed(cookie: int, offset: int, code: int) -> bytes:
+    """What is said behind a slice that the kernel could not send whole."""
+    return replies.error_offset_chunk(cookie, nbd_errno(code), "the base could not be read", offset, done=False)
 
 
 HANDLERS: dict[int, Callable[[Commands, Request], Reply | Later]] = {

@@ -75,7 +75,7 @@ class Loop:
         self._epoll.register(self._wakeup, READABLE)
         self._running = True
         self._closed = False
-        self._thread = object()  # stands for the one that serves
+        self._serving = object()  # stands for the thread that serves
         self._at_work: Hashable = None  # the owner of what it calls just now
         self._call_count = 0
         self._seen_count = -1
@@ -137,7 +137,7 @@ class Loop:
 
     def run(self) -> None:
         """Serve until stopped."""
-        self._serve(self._thread)
+        self._serve(self._serving)
 
     def left_over(self) -> list[Call]:
         """The calls that it did not come to any more; after its end."""
@@ -164,7 +164,7 @@ class Loop:
                 return False
             thread = object()
             threading.Thread(target=self._serve, args=(thread,), name="clients", daemon=True).start()
-            self._thread = thread
+            self._serving = thread
             self._at_work = None
             self._kept[owner] = []
             os.eventfd_write(self._wakeup, 1)  # of the calls behind that one, the thread had been told
@@ -180,7 +180,7 @@ class Loop:
             while self._running and self._handle(self._wait(), thread) and self._run_due(thread):
                 pass
         finally:
-            if self._thread is thread:
+            if self._serving is thread:
                 self.close()
 
     def _handle(self, ready: list[tuple[int, int]], thread: object) -> bool:
@@ -192,17 +192,21 @@ class Loop:
                 continue
             with lock:
                 watched = self._watched.get(fd)
-                if watched is None or (self._kept and watched.owner in self._kept):
-                    continue
-                self._at_work = watched.owner
-                self._call_count += 1
+                if watched is not None and not (self._kept and watched.owner in self._kept):
+                    self._at_work = watched.owner
+                    self._call_count += 1
+                else:
+                    watched = None
+            if watched is None:
+                continue
             watched.handler(events)
             with lock:
-                if self._thread is thread:
+                is_relieved = self._serving is not thread
+                if not is_relieved:
                     self._at_work = None
-                    continue
-            self._come_back(watched.owner)
-            return False
+            if is_relieved:
+                self._come_back(watched.owner)
+                return False
         return True
 
     def _run_due(self, thread: object) -> bool:
@@ -222,11 +226,12 @@ class Loop:
                 self._call_count += 1
             call()
             with self._lock:
-                if self._thread is thread:
+                is_relieved = self._serving is not thread
+                if not is_relieved:
                     self._at_work = None
-                    continue
-            self._come_back(owner)
-            return False
+            if is_relieved:
+                self._come_back(owner)
+                return False
         return True
 
     def _next_due(self, may_call: bool, until_s: float) -> tuple[Call | None, Hashable]:

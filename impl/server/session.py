@@ -156,18 +156,17 @@ class Session:
         self._expect_handshake()
 
     def _expect_handshake(self) -> None:
-        heard_count = self._heard_count
-
-        def look() -> None:
-            if self._ended or self._handshake is None:
-                return
-            if self._heard_count > heard_count:
-                self._expect_handshake()
-                return
-            log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
-            self._end()
-
+        look = partial(self._look_at_handshake, self._heard_count)
         self._silence = self._loop.call_later(HANDSHAKE_SILENCE_S, look, self)
+
+    def _look_at_handshake(self, heard_count: int) -> None:
+        if self._ended or self._handshake is None:
+            return
+        if self._heard_count > heard_count:
+            self._expect_handshake()
+            return
+        log.warning("%s: hanging up: it has said nothing for %g s", self.client, HANDSHAKE_SILENCE_S)
+        self._end()
 
     def _forget_silence(self) -> None:
         """Or the loop would keep us in memory until that time is over."""
@@ -312,7 +311,7 @@ class Session:
         self._is_starting = True
         answers: list[Outgoing] = []
         try:
-            request, self._held = self._held or self._next(reader), None
+            request = self._next(reader)
             while request is not None and self._receiving:
                 if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
                     break
@@ -330,7 +329,7 @@ class Session:
                     self._has_more = True
                     self._is_heavy |= is_late
                     break
-                request, self._held = self._held or self._next(reader), None
+                request = self._next(reader)
         finally:
             self._is_starting = False
             if answers:
@@ -338,6 +337,10 @@ class Session:
 
     def _next(self, reader: RequestReader) -> Request | None:
         """The next request, if there is one that is to be answered."""
+        held = self._held
+        if held is not None:
+            self._held = None
+            return held
         try:
             request = reader.next()
         except PeerError as error:  # what came before is answered; what follows cannot be told apart
@@ -487,18 +490,17 @@ class Session:
     def _expect_lightness(self) -> None:
         """Look again and again whether the session is heavy still; if not, move back."""
         self._is_heavy = False
+        self._loop.call_later(LIGHT_AFTER_S, self._look_at_weight, self)
 
-        def look() -> None:
-            if self._ended or self._draining or self._stopping:
-                return
-            if self._is_heavy or self._has_more:
-                self._expect_lightness()
-                return
-            own = self._loop
-            self._move_to(self._shared_loop)
-            own.stop()
-
-        self._loop.call_later(LIGHT_AFTER_S, look, self)
+    def _look_at_weight(self) -> None:
+        if self._ended or self._draining or self._stopping:
+            return
+        if self._is_heavy or self._has_more:
+            self._expect_lightness()
+            return
+        own = self._loop
+        self._move_to(self._shared_loop)
+        own.stop()
 
     def _wait_for(self, interest: int) -> None:
         """Change what the loop tells us of; that the client hangs up, it tells once, whatever we wait for."""
@@ -518,17 +520,15 @@ class Session:
         if self._waits_for_reader:
             return
         self._waits_for_reader = True
-        sent_bytes = self._outbox.sent_bytes
+        self._loop.call_later(UNREAD_S, partial(self._look_at_reader, self._outbox.sent_bytes), self)
 
-        def look() -> None:
-            self._waits_for_reader = False
-            if self._outbox.sent_bytes > sent_bytes:
-                self._guarded(self._update)
-            elif not self._ended:
-                log.warning("%s: hanging up: it does not read its replies", self.client)
-                self._end()
-
-        self._loop.call_later(UNREAD_S, look, self)
+    def _look_at_reader(self, sent_bytes: int) -> None:
+        self._waits_for_reader = False
+        if self._outbox.sent_bytes > sent_bytes:
+            self._guarded(self._update)
+        elif not self._ended:
+            log.warning("%s: hanging up: it does not read its replies", self.client)
+            self._end()
 
     def _linger(self) -> None:
         """All is sent: say so, and wait for the client to have read it."""
