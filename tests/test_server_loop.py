@@ -613,3 +613,29 @@ def test_a_loop_that_is_not_to_look_sleeps_at_once(monkeypatch):
     assert polls.timeouts == [None] * 3
     loop._epoll = epoll
     loop.close()
+
+
+# Rest: whoever sees to it that no thread is kept need not look at a loop that has nothing to do.
+
+
+def test_a_loop_that_has_called_nothing_since_the_last_look_rests_and_tells_when_it_works_again():
+    told = []
+    loop = Loop(on_work=lambda: told.append("work"))
+    with running(loop):
+        assert answers(loop)
+        assert told == ["work"], "a loop rests until it is first given something"
+        assert [loop.rests(), loop.rests(), loop.rests()] == [False, True, True]
+        assert told == ["work"]
+        assert answers(loop)
+        assert told == ["work", "work"]
+        assert answers(loop)
+        assert told == ["work", "work"], "it is told once"
+        assert [loop.rests(), loop.rests()] == [False, True]
+
+
+def test_a_loop_whose_thread_is_kept_does_not_rest():
+    loop, kept = Loop(on_work=lambda: None), Kept()
+    with running(loop):
+        keep(loop, "call", kept)
+        assert [loop.rests() for _ in range(3)] == [False] * 3
+        kept.let_go.set()

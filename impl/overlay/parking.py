@@ -68,9 +68,9 @@ class Granted(AtOnce):
 
     def ask(self, when_held: Callable[[], None]) -> None:
         """Wait for the range, without a thread; `when_held` has to return soon."""
-        self._lock.ask(*self._wanted, partial(self._take, when_held))
+        self._lock.ask(*self._wanted, partial(self._granted, when_held))
 
-    def _take(self, when_held: Callable[[], None], held: Held) -> None:
+    def _granted(self, when_held: Callable[[], None], held: Held) -> None:
         self._held = held
         when_held()
 

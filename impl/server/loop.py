@@ -58,11 +58,15 @@ class Timer:
 class Loop:
     """Calls handlers when their descriptors are ready, until `stop` is called.
 
-    spin_s:  how long it looks whether something comes before it sleeps, while that is worth it.
+    spin_s:   how long it looks whether something comes before it sleeps, while that is worth it.
+    on_work:  told when it has something to do again after `rests`; has to return at once, and may not use this loop.
     """
 
-    def __init__(self, spin_s: float = 0.0) -> None:
+    def __init__(self, spin_s: float = 0.0, on_work: Call | None = None) -> None:
         self._spin_s = spin_s
+        self._on_work = on_work
+        self._rests = on_work is not None
+        self._rest_count = -1
         self._is_spinning = False
         self._lock = threading.Lock()
         self._epoll = select.epoll()
@@ -173,6 +177,21 @@ class Loop:
                     self._epoll.unregister(fd)
             return True
 
+    def rests(self) -> bool:
+        """Whether it has called nothing since the last time this was asked. When it does again, it tells `on_work`."""
+        with self._lock:
+            self._rests = self._at_work is None and self._call_count == self._rest_count
+            self._rest_count = self._call_count
+            return self._rests
+
+    def _begin(self, owner: Hashable) -> None:
+        """Something of this owner is about to be called. The caller holds the lock."""
+        self._at_work = owner
+        self._call_count += 1
+        if self._rests and self._on_work is not None:
+            self._rests = False
+            self._on_work()
+
     # On the thread that serves
 
     def _serve(self, thread: object) -> None:
@@ -193,8 +212,7 @@ class Loop:
             with lock:
                 watched = self._watched.get(fd)
                 if watched is not None and not (self._kept and watched.owner in self._kept):
-                    self._at_work = watched.owner
-                    self._call_count += 1
+                    self._begin(watched.owner)
                 else:
                     watched = None
             if watched is None:
@@ -222,8 +240,7 @@ class Loop:
                 calls_left -= 1
                 if call is None:
                     return True
-                self._at_work = owner
-                self._call_count += 1
+                self._begin(owner)
             call()
             with self._lock:
                 is_relieved = self._serving is not thread

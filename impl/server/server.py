@@ -67,7 +67,7 @@ class Server:
         self._threads = threads
         self._grace_s = grace_s
         self._loop = Loop()
-        self._shared = Loop(SPIN_S)
+        self._shared = Loop(SPIN_S, self._look_again)
         self._lock = threading.Lock()
         self._sessions: set[Session] = set()
         self._stopping = False
@@ -88,7 +88,6 @@ class Server:
         except RuntimeError as error:
             self._shared.close()
             raise StartError(f"cannot serve: {error}") from None
-        self._look_after_clients()
         self._loop.run()
         self._shared.call_soon(self._shared.stop)
         thread.join(SHARED_END_S)
@@ -203,6 +202,9 @@ class Server:
             return None
         return loop
 
+    def _look_again(self) -> None:
+        self._loop.call_soon(self._look_after_clients)
+
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             if listener.fileno() >= 0:
@@ -217,7 +219,8 @@ class Server:
                 log.debug("a request takes long: all other clients go on without it")
         except RuntimeError as error:
             log.warning("a request takes long, and all clients wait for it: %s", error)
-        self._loop.call_later(RELIEF_S, self._look_after_clients)
+        if not self._shared.rests():
+            self._loop.call_later(RELIEF_S, self._look_after_clients)
 
     def _stop(self) -> None:
         with self._lock:
