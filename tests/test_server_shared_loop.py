@@ -19,7 +19,7 @@ from test_server_concurrency import BASE, BLOCK, NEW, Bench
 from impl.base.memory import BytesBase
 from impl.server.export import ExportOptions, make_export
 from impl.server.loop import Loop
-from impl.server.server import ACCEPTS_MAX, Server
+from impl.server.server import ACCEPTS_MAX, ALERT_LOOKS, ALERT_RELIEF_S, RELIEF_S, Server
 from impl.server.session import RECEIVES_MAX, Session
 
 pytestmark = pytest.mark.timeout(120)
@@ -188,6 +188,49 @@ def test_clients_kept_by_the_store_keep_nobody_else_and_lose_nothing_themselves(
         for number in range(KEPT):
             assert newcomer.pread(number * BLOCK, BLOCK) == block_of(number)
     eventually(lambda: serving_threads() == 1, "one thread serves")
+
+
+class Looks:
+    """In place of a server's loops: what the looks find, and when the next one is to come."""
+
+    def __init__(self, found):
+        self._found, self.delays_s = list(found), []
+
+    def relieve(self):
+        found = self._found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def rests(self):
+        return False
+
+    def call_later(self, delay_s, _):
+        self.delays_s.append(delay_s)
+
+
+NONE_FOUND = [False] * (ALERT_LOOKS - 1)
+LOOKS = {
+    "nobody is kept": ([False] * 3, [RELIEF_S] * 3),
+    "one was kept": (
+        [False, True, *NONE_FOUND, False],
+        [RELIEF_S, ALERT_RELIEF_S, *[ALERT_RELIEF_S] * len(NONE_FOUND), RELIEF_S],
+    ),
+    "a second one was": (
+        [True, *NONE_FOUND, True, *NONE_FOUND, False],
+        [ALERT_RELIEF_S] * (2 * ALERT_LOOKS) + [RELIEF_S],
+    ),
+    "there is no thread to be had": ([RuntimeError("no more threads")] * 2, [RELIEF_S] * 2),
+}
+
+
+@pytest.mark.parametrize(("found", "delays_s"), LOOKS.values(), ids=LOOKS)
+def test_who_is_kept_is_looked_for_more_often_for_a_while_after_one_was(found, delays_s):
+    server = Server({}, "", threads=1)
+    server._loop = server._shared = looks = Looks(found)
+    for _ in found:
+        server._look_after_clients()
+    assert looks.delays_s == delays_s
 
 
 def test_a_stop_waits_for_those_who_are_kept_and_they_are_answered(bench):
