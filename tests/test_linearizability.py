@@ -77,6 +77,10 @@ RUNS = {
     "an overlay in memory": (("--overlay", "memory"), {"moment_s": 0.02}),
     "small blocks": (("--cow-block-size", "4K", "--cow-on-read", "on"), {"block_size": 4096, "moment_s": 0.01}),
     "one block for all": ((), {"size": 65536}),
+    "large requests, for which sessions move, and small ones": (
+        ("--cow-block-size", "256K"),
+        {"block_size": 256 << 10, "size": 4 * MIB, "moment_s": 0.2},
+    ),
     "small blocks under large requests": (("--cow-block-size", "4K", "--cow-on-read", "on"), {}),
 }
 

@@ -5,16 +5,22 @@ The thread stops where a test wants it to: at a gate, or in a call that the test
 Source:  impl/server/session.py, impl/server/server.py, impl/server/loop.py; promises P2, P4, P8.
 """
 
+import random
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from raw_nbd import READ, REPLY, WRITE, request
-from servers import eventually
+from raw_nbd import DISC, READ, REPLY, WRITE, RawClient, request
+from servers import MIB, eventually
 from test_server_concurrency import BASE, BLOCK, NEW, Bench
 
-from impl.server.server import ACCEPTS_MAX, Server
-from impl.server.session import Session
+from impl.base.memory import BytesBase
+from impl.server.export import ExportOptions, make_export
+from impl.server.loop import Loop
+from impl.server.server import ACCEPTS_MAX, ALERT_LOOKS, ALERT_RELIEF_S, RELIEF_S, Server
+from impl.server.session import RECEIVES_MAX, Session
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -93,7 +99,208 @@ def test_the_thread_that_a_session_has_left_touches_it_no_more(bench, monkeypatc
     assert "clients" not in waited
 
 
+MOVES = 20
+ROUNDS_MAX = 20_000
+
+
+def test_what_a_session_that_moves_to_and_fro_was_told_stays_so(bench, small_is_large, monkeypatch):
+    """Four clients, each in blocks of its own, with requests that make it move and others, several at once."""
+    monkeypatch.setattr("impl.server.session.PATIENCE_S", 0.001)
+    moved = {True: 0, False: 0}
+    move_to = Session._move_to
+
+    def counted_move(session, loop):
+        moved[loop is session._shared_loop] += 1
+        move_to(session, loop)
+
+    monkeypatch.setattr(Session, "_move_to", counted_move)
+    made = bench()
+
+    def use(number):
+        rng, client, start = random.Random(number), made.client(), number * LARGE
+        content = bytearray(BASE[start : start + LARGE])
+        for _ in range(ROUNDS_MAX):
+            if min(moved.values()) >= MOVES:
+                break
+            length = rng.choice((1, BLOCK, LARGE))
+            at, data = rng.randrange(LARGE - length + 1), rng.randbytes(length)
+            before = client.pread_async(start, LARGE)
+            assert client.wait(before) == content
+            written = client.pwrite_async(start + at, data)
+            elsewhere = client.pread_async(number, 1)
+            client.wait(written)
+            client.wait(elsewhere)
+            content[at : at + length] = data
+            small = rng.randrange(LARGE - BLOCK)
+            assert client.pread(start + small, 1) == content[small : small + 1]
+        return start, content, client
+
+    with ThreadPoolExecutor(4) as pool:
+        used = list(pool.map(use, range(4)))
+    assert min(moved.values()) >= MOVES
+    for start, content, _ in used:
+        for _, _, other in used:
+            assert other.pread(start, LARGE) == content
+
+
+# A thread that is kept, by the store.
+
+KEPT = 5
+
+
+def block_of(number):
+    return bytes([0xA0 + number]) * BLOCK
+
+
+@contextmanager
+def kept(made):
+    """Clients whose writes stop in the middle, each on the thread that relieved the one before it; what opens each."""
+    clients = [made.client() for _ in range(KEPT)]
+    stopped = [
+        made.stop_in_store(lambda: client.pwrite_async(number * BLOCK, block_of(number)))  # noqa: B023
+        for number, client in enumerate(clients)
+    ]
+    try:
+        yield clients, [future for future, _ in stopped], [gate for _, gate in stopped]
+    finally:
+        for _, gate in stopped:
+            gate.open()
+
+
+def serving_threads():
+    return sum(thread.name == "clients" for thread in threading.enumerate())
+
+
+def test_clients_kept_by_the_store_keep_nobody_else_and_lose_nothing_themselves(bench):
+    made = bench()
+    other = made.client()
+    with kept(made) as (clients, writes, gates):
+        behind = [client.pread_async(6 * BLOCK, BLOCK) for client in clients]
+        other.pwrite(7 * BLOCK, NEW)
+        assert other.pread(7 * BLOCK, BLOCK) == NEW
+        newcomer = made.client()
+        assert newcomer.pread(6 * BLOCK, BLOCK) == BASE[6 * BLOCK : 7 * BLOCK]
+        assert not any(future.done() for future in writes), "acknowledged in the middle"
+        for number in reversed(range(KEPT)):
+            gates[number].open()
+            clients[number].wait(writes[number])
+            assert clients[number].wait(behind[number]) == BASE[6 * BLOCK : 7 * BLOCK]
+        for number in range(KEPT):
+            assert newcomer.pread(number * BLOCK, BLOCK) == block_of(number)
+    eventually(lambda: serving_threads() == 1, "one thread serves")
+
+
+class Looks:
+    """In place of a server's loops: what the looks find, and when the next one is to come."""
+
+    def __init__(self, found):
+        self._found, self.delays_s = list(found), []
+
+    def relieve(self):
+        found = self._found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def rests(self):
+        return False
+
+    def call_later(self, delay_s, _):
+        self.delays_s.append(delay_s)
+
+
+NONE_FOUND = [False] * (ALERT_LOOKS - 1)
+LOOKS = {
+    "nobody is kept": ([False] * 3, [RELIEF_S] * 3),
+    "one was kept": (
+        [False, True, *NONE_FOUND, False],
+        [RELIEF_S, ALERT_RELIEF_S, *[ALERT_RELIEF_S] * len(NONE_FOUND), RELIEF_S],
+    ),
+    "a second one was": (
+        [True, *NONE_FOUND, True, *NONE_FOUND, False],
+        [ALERT_RELIEF_S] * (2 * ALERT_LOOKS) + [RELIEF_S],
+    ),
+    "there is no thread to be had": ([RuntimeError("no more threads")] * 2, [RELIEF_S] * 2),
+}
+
+
+@pytest.mark.parametrize(("found", "delays_s"), LOOKS.values(), ids=LOOKS)
+def test_who_is_kept_is_looked_for_more_often_for_a_while_after_one_was(found, delays_s):
+    server = Server({}, "", threads=1)
+    server._loop = server._shared = looks = Looks(found)
+    for _ in found:
+        server._look_after_clients()
+    assert looks.delays_s == delays_s
+
+
+def test_a_stop_waits_for_those_who_are_kept_and_they_are_answered(bench):
+    made = bench(grace_s=ANSWER_S)
+    other = made.raw_client()
+    with kept(made) as (clients, writes, gates):
+        made.server.stop()
+        assert other.is_closed_by_the_server()
+        assert made.thread.is_alive()
+        for number in reversed(range(KEPT)):
+            gates[number].open()
+            clients[number].wait(writes[number])
+        for client in clients:
+            client.close()
+        made.thread.join(ANSWER_S)
+    assert not made.thread.is_alive()
+
+
+def test_a_second_stop_does_not_wait_for_those_who_are_kept(bench):
+    made = bench(grace_s=ANSWER_S)
+    with kept(made) as (_, writes, _):
+        made.server.stop()
+        made.server.stop()
+        made.thread.join(ANSWER_S)
+        assert not made.thread.is_alive()
+        assert not any(future.done() and future.exception() is None for future in writes)
+
+
+def test_a_client_that_goes_while_it_is_kept_takes_no_write_with_it(bench):
+    made = bench()
+    other = made.client()
+    with kept(made) as (clients, _, gates):
+        for client in clients:
+            client.close()
+        assert other.pread(7 * BLOCK, BLOCK) == BASE[7 * BLOCK :]
+        assert len(made.server._sessions) == KEPT + 1
+        for gate in gates:
+            gate.open()
+        eventually(lambda: len(made.server._sessions) == 1, "the sessions have gone")
+        for number in range(KEPT):
+            assert other.pread(number * BLOCK, BLOCK) == block_of(number)
+
+
 # A client that goes.
+
+
+class Talkative(socket.socket):
+    """A socket whose other side never stops talking."""
+
+    ENOUGH = 1000
+    received = 0
+
+    def recv(self, size, *_):
+        self.received += 1
+        assert self.received < self.ENOUGH, "nobody else gets his turn"
+        return bytes(size)
+
+
+def test_a_client_that_goes_on_talking_when_it_is_not_listened_to_any_more_leaves_the_loop_its_turns():
+    export = make_export(BytesBase(BASE), ExportOptions(store="memory"))
+    loop = Loop()
+    ours, theirs = socket.socketpair()
+    with Talkative(fileno=ours.detach()) as talkative, theirs:
+        session = Session(talkative, "talkative", {"": export}, "", 1, loop, on_end=loop.stop)
+        session._linger()
+        session._ready(1)
+        assert talkative.received == RECEIVES_MAX
+        assert not session._ended
+    loop.close()
+    export.close()
 
 
 @pytest.mark.parametrize("length", [BLOCK, len(BASE)], ids=["small", "large enough to receive ahead"])
@@ -162,3 +369,37 @@ def test_a_client_that_comes_in_as_the_server_is_told_to_stop_is_let_go_in_order
         made.thread.join(ANSWER_S)
     assert not made.thread.is_alive()
     assert not caplog.messages
+
+
+GOING = {
+    "in order": lambda client: client.send(request(DISC, 1)),
+    "in the greeting": None,
+    "in the middle of a request": lambda client: client.send(request(READ, 1, 0, 512)[:11]),
+    "in the middle of a large payload": lambda client: client.send(request(WRITE, 1, 0, payload=bytes(MIB))[:300_000]),
+    "with answers unread": lambda client: client.send(request(READ, 1, 0, 4096) * 100),
+    "with a large answer unread": lambda client: client.send(request(READ, 1, 0, MIB) * 10),
+    "having talked nonsense": lambda client: client.send(b"?" * 100),
+}
+TIMES = 30
+
+
+def test_of_clients_that_come_and_go_nothing_stays(serve, small_base):
+    server = serve(small_base)
+    with RawClient(server.socket) as staying:
+        staying.send(request(READ, 1, 0, 512))
+        first = staying.reply({1: 512})
+        descriptors, threads = server.descriptor_count(), server.status_number("Threads")
+        for _ in range(TIMES):
+            for go in GOING.values():
+                if go is None:
+                    client = socket.socket(socket.AF_UNIX)
+                    client.connect(str(server.socket))
+                    client.close()
+                    continue
+                with RawClient(server.socket) as client:
+                    go(client)
+        eventually(lambda: server.descriptor_count() == descriptors, "the descriptors are given back")
+        eventually(lambda: server.status_number("Threads") == threads, "the threads have ended")
+        staying.send(request(READ, 1, 0, 512))
+        assert staying.reply({1: 512}) == first
+    assert server.stop() == 0

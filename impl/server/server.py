@@ -36,6 +36,10 @@ SPIN_S = 50e-6 if len(os.sched_getaffinity(0)) > 1 else 0.0
 SHARED_END_S = 1.0
 # A request that keeps the thread which clients share is left alone with it after this to twice this time.
 RELIEF_S = 0.05
+# Once there was one, others are likely to be kept by the same disk, one after the other, and everybody else by each:
+# so for a while it is looked more often.
+ALERT_RELIEF_S = 0.005
+ALERT_LOOKS = 20
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -72,6 +76,7 @@ class Server:
         self._sessions: set[Session] = set()
         self._stopping = False
         self._one_client = False
+        self._alert_looks = 0  # so many are still to come soon
         self._clean = True
 
     def run(self, listeners: Sequence[socket.socket] = (), only_client: socket.socket | None = None) -> bool:
@@ -214,13 +219,15 @@ class Server:
 
     def _look_after_clients(self) -> None:
         """See to it that no client keeps the others waiting, whatever it is that its request waits for."""
+        self._alert_looks = max(self._alert_looks - 1, 0)
         try:
             if self._shared.relieve():
+                self._alert_looks = ALERT_LOOKS
                 log.debug("a request takes long: all other clients go on without it")
         except RuntimeError as error:
             log.warning("a request takes long, and all clients wait for it: %s", error)
         if not self._shared.rests():
-            self._loop.call_later(RELIEF_S, self._look_after_clients)
+            self._loop.call_later(ALERT_RELIEF_S if self._alert_looks else RELIEF_S, self._look_after_clients)
 
     def _stop(self) -> None:
         with self._lock:

@@ -542,11 +542,12 @@ class Session:
 
     def _discard(self) -> None:
         try:
-            while self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT):
-                pass
+            for _ in range(RECEIVES_MAX):
+                if not self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT):
+                    self._end()
+                    return
         except BlockingIOError:
             return
-        self._end()
 
     def _end(self) -> None:
         """Close the connection. What is in flight goes on: see `join`."""
