@@ -153,7 +153,8 @@ class Session:
         assert self._handshake is not None
         self._outbox.add([self._handshake.data_to_send()])
         self._guarded(self._update)
-        self._expect_handshake()
+        if not self._ended:
+            self._expect_handshake()
 
     def _expect_handshake(self) -> None:
         look = partial(self._look_at_handshake, self._heard_count)
