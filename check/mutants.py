@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from check.races import RangesClass
 from check.subjects import OverlayClass
-from impl.overlay.blocks import block_count, split
+from impl.overlay.blocks import block_count, part_in, split, touched
 from impl.overlay.overlay import Fetched, FromBase, Overlay, Segment, Zeroes
 from impl.overlay.rangelock import Held, RangeLock, Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, runs
@@ -254,6 +254,32 @@ class CopiesOutAfterTheLock(Overlay):
             else:
                 segments.append(Zeroes(run_length) if run.state == TRIMMED else FromBase(start, run_length))
         return segments
+
+
+class NotesStatesBeforeTheLock(Overlay):
+    """Trusts states that it has seen without the lock, though not all of them are NOT_ALLOCATED."""
+
+    __slots__ = ()
+
+    def look(self, offset: int, length: int) -> list[Segment]:
+        """As the original, but for where the `with` begins."""
+        first, last = touched(offset, length, self.block_size)
+        states = self.states.get(first, last + 1)
+        with self.ranges.shared(first, last):
+            return [
+                self._segment(run.state, *part_in(offset, length, run.first, run.end, self.block_size))
+                for run in runs(states, first)
+            ]
+
+
+class UntouchedByItsFirstBlock(Overlay):
+    """Takes a range to show the base if its first block does."""
+
+    __slots__ = ()
+
+    def is_untouched(self, offset: int, length: int) -> bool:
+        """Of one block."""
+        return self.states.at(offset // self.block_size) == NOT_ALLOCATED
 
 
 class DecidesFastBeforeTheLock(Overlay):
@@ -569,6 +595,8 @@ MUTANTS = [
     _overlay(NoSecondLookAtCopies, "copy_on_read_beside_a_write"),
     _overlay(CopiesOverTrims, "copy_on_read_beside_a_trim"),
     _overlay(CopiesOutAfterTheLock, "a_write_beside_a_read_of_two_blocks"),
+    _overlay(NotesStatesBeforeTheLock, "a_read_beside_a_write_of_a_block_that_holds_something_and_one_that_does_not"),
+    _overlay(UntouchedByItsFirstBlock, "a_write_reads_back_and_leaves_the_rest"),
     _overlay(DecidesFastBeforeTheLock, "a_fast_zero_of_part_beside_a_write_of_that_part"),
     _overlay(ReadsTheBaseUnderTheLock, "a_write_beside_a_read_that_waits_for_the_base"),
     _overlay(MergesWithTheBaseUnderTheLock, "a_write_of_part_beside_a_write_of_the_whole"),

@@ -273,6 +273,19 @@ def a_read_beside_a_write_of_two_blocks(overlay: OverlayClass, ranges: RangesCla
 
 
 @scenario
+def a_read_beside_a_write_of_a_block_that_holds_something_and_one_that_does_not(
+    overlay: OverlayClass, ranges: RangesClass
+) -> None:
+    """What shows the base may be seen without the lock only if all of it does."""
+    with Bench(overlay, ranges) as bench:
+        bench.overlay.write(0, OTHER)
+        write, gate = bench.stop_in_store(lambda: bench.overlay.write(0, NEW + NEW))
+        seen = bench.beside(gate, lambda: bench.overlay.pread(0, 2 * BLOCK))
+        write.join()
+        assert seen in (OTHER + BASE[BLOCK : 2 * BLOCK], NEW + NEW), "a torn read"
+
+
+@scenario
 def a_read_beside_a_write_of_two_blocks_and_parts(overlay: OverlayClass, ranges: RangesClass) -> None:
     """And so where the write has to keep parts of its first and last block."""
     with Bench(overlay, ranges) as bench:

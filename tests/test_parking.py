@@ -192,6 +192,8 @@ REQUESTS = [  # (name, request, what the request wants)
 def test_a_request_that_would_wait_changes_nothing_and_is_repeated_once_its_range_is_granted(request_, wanted):
     parts = assemble(Setup(BASE, BLOCK))
     overlay, lock = parts.overlay, parts.overlay.ranges
+    overlay.write(BLOCK, b"y" * BLOCK)  # what shows the base is looked at without waiting
+    before = overlay.states.get(0, 4)
     try:
         holder = lock.at_once(1, 1, True)
         with pytest.raises(WouldWait) as raised:
@@ -204,7 +206,7 @@ def test_a_request_that_would_wait_changes_nothing_and_is_repeated_once_its_rang
         let_go(holder)
         assert told
         assert lock.at_once(1, 1, True) is None, "held, though nobody has begun"
-        assert overlay.states.get(0, 4) == bytes(4)
+        assert overlay.states.get(0, 4) == before
         request_(replace(overlay, ranges=granted))
         assert lock.at_once(0, 3, True) is not None, "the request has let go of it"
     finally:

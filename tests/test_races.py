@@ -13,7 +13,7 @@ from check.contracts import ROOT
 from check.device_suite import CLAIMS
 from check.gates import Stuck
 from check.mutants import LOCKS, MUTANTS
-from check.races import SCENARIOS
+from check.races import BASE, BLOCK, NEW, SCENARIOS, Bench
 from check.subjects import OverlaySubject
 from impl.overlay import overlay
 from impl.overlay.overlay import Overlay
@@ -45,6 +45,16 @@ def test_a_mutant_is_caught_by_the_check_that_is_there_for_it(mutant):
     with pytest.raises(AssertionError) as caught:
         run(mutant)
     assert not isinstance(caught.value, Stuck), caught.value
+
+
+def test_a_read_of_what_shows_the_base_waits_for_nobody_who_is_changing_it():
+    """Whoever changes it has not given its range back, so the base is what is there."""
+    with Bench(Overlay, RangeLock) as bench:
+        write, gate = bench.stop_in_store(lambda: bench.overlay.write(0, NEW + NEW))
+        assert bench.at_once(lambda: bench.overlay.pread(BLOCK, 2 * BLOCK)) == BASE[BLOCK : 3 * BLOCK]
+        gate.open()
+        write.join()
+        bench.reads(NEW + NEW + BASE[2 * BLOCK :])
 
 
 def test_a_mutant_has_a_name_of_its_own():

@@ -290,6 +290,7 @@ def test_what_waits_for_a_range_does_not_delay_a_disjoint_request_behind_it(over
     """The one that holds the range is held in the store: as long as a disk takes, or a zero of gigabytes."""
     made = bench()
     writer, client = made.client(), made.client()
+    writer.pwrite(HELD, NEW)
     held, gate = made.stop_in_store(lambda: writer.pwrite_async(HELD, NEW))
     waits = overlapping(client)
     assert client.pread(4 * BLOCK, BLOCK) == BASE[4 * BLOCK : 5 * BLOCK]

@@ -91,29 +91,46 @@ OUTGOING = [  # (claim, items as functions of a file descriptor)
 ]
 
 
+def add_and_flush(outbox, items):
+    """The one way to have something sent."""
+    outbox.add(items)
+    return outbox.flush()
+
+
+def send(outbox, items):
+    """The other."""
+    return outbox.send(list(items))
+
+
+WAYS = pytest.mark.parametrize("way", [add_and_flush, send])
+
+
+@WAYS
 @pytest.mark.parametrize("buffer_bytes", [None, SMALL_SOCKET_BYTES], ids=["roomy", "tight"])
 @pytest.mark.parametrize("items", [make for _, make in OUTGOING], ids=[claim for claim, _ in OUTGOING])
-def test_what_is_added_leaves_in_order_however_full_the_socket_is(items, buffer_bytes, file):
+def test_what_is_added_leaves_in_order_however_full_the_socket_is(items, buffer_bytes, file, way):
     expected = b"".join(as_bytes(item) for item in items(file))
     with linked(buffer_bytes) as (outbox, theirs):
-        outbox.add(items(file))
+        is_sent = way(outbox, items(file))
+        assert is_sent is not bool(outbox.items)
         received, full = drain(outbox, theirs)
+        full += not is_sent
         assert received == expected
         assert full or len(expected) <= 200 * KIB
         assert not outbox.items
         assert outbox.size_bytes == 0
 
 
-def test_a_full_socket_takes_no_more_and_the_rest_goes_once_it_is_read():
+@WAYS
+def test_a_full_socket_takes_no_more_and_the_rest_goes_once_it_is_read(way):
     data = random.Random(3).randbytes(2 * MIB)
     with linked(SMALL_SOCKET_BYTES) as (outbox, theirs):
-        outbox.add([data])
-        assert outbox.flush() is False
+        assert way(outbox, [data]) is False
         left = outbox.size_bytes
         assert 0 < left < len(data)
         assert outbox.flush() is False
         assert outbox.size_bytes == left
-        outbox.add([b"behind"])
+        assert way(outbox, [b"behind"]) is False
         assert outbox.size_bytes == left + len(b"behind")
         assert drain(outbox, theirs)[0] == data + b"behind"
 
@@ -134,14 +151,14 @@ def test_a_slice_of_a_file_takes_no_memory(file):
         assert drain(outbox, theirs)[0] == os.pread(file, 2 * MIB, 0)
 
 
-def test_a_client_that_has_gone_costs_nothing_more(file):
+@WAYS
+def test_a_client_that_has_gone_costs_nothing_more(file, way):
     """It may have asked for something before it went, so this is not the session's end; but nobody hears a reply."""
     for item in (b"reply", FileSlice(file, 0, 100, lambda _: b"an error chunk, which nobody wants")):
         with linked() as (outbox, theirs):
             theirs.close()
-            outbox.add([item])
-            assert outbox.flush() is True
-            outbox.add([b"another"])
+            assert way(outbox, [item]) is True
+            assert way(outbox, [b"another"]) is True
             assert not outbox.items
             assert outbox.size_bytes == 0
 
@@ -278,7 +295,8 @@ def parse_frames(received, fd):
     return order
 
 
-def test_many_adders_and_flushers_lose_nothing_and_interleave_nothing(file):
+@WAYS
+def test_many_adders_and_flushers_lose_nothing_and_interleave_nothing(file, way):
     """Whoever is told that not all was sent sees to the rest; who is not, need not."""
     with linked(64 * KIB) as (outbox, theirs):
         sock = outbox._sock
@@ -287,8 +305,8 @@ def test_many_adders_and_flushers_lose_nothing_and_interleave_nothing(file):
         def add_and_flush(adder):
             try:
                 for reply in make_replies(adder, file):
-                    outbox.add(reply)
-                    while not outbox.flush():
+                    is_sent = way(outbox, reply)
+                    while not is_sent and not outbox.flush():
                         select.select([], [sock], [], WAIT_S)
             except BaseException as error:
                 failures.append(error)
@@ -378,13 +396,12 @@ class HeldSocket:
 
 
 @contextmanager
-def one_thread_sending():
+def one_thread_sending(way=add_and_flush):
     """An outbox one of whose threads is in the middle of a send; that thread's flush, and the socket."""
     sock = HeldSocket()
     outbox = Outbox(sock)
-    outbox.add([b"first"])
     results = []
-    sender = threading.Thread(target=lambda: results.append(outbox.flush()))
+    sender = threading.Thread(target=lambda: results.append(way(outbox, [b"first"])))
     sender.start()
     assert sock.busy.wait(WAIT_S)
     try:
@@ -394,10 +411,10 @@ def one_thread_sending():
         sender.join(WAIT_S)
 
 
-def test_nobody_waits_for_the_thread_that_sends_and_it_sends_what_they_added():
-    with one_thread_sending() as (outbox, sock, sender, results):
-        outbox.add([b"second"])
-        assert outbox.flush() is True
+@WAYS
+def test_nobody_waits_for_the_thread_that_sends_and_it_sends_what_they_added(way):
+    with one_thread_sending(way) as (outbox, sock, sender, results):
+        assert way(outbox, [b"second"]) is True
         assert sock.sent == []
         sock.let_go.set()
         sender.join(WAIT_S)
@@ -422,6 +439,33 @@ class LatecomersLock:
         return self._lock.__exit__(*_)
 
 
+class ShortSink:
+    """A socket that takes three bytes at a time."""
+
+    def __init__(self):
+        self.sent = b""
+
+    def sendmsg(self, buffers, *_):
+        taken = b"".join(map(bytes, buffers))[:3]
+        self.sent += taken
+        return len(taken)
+
+
+def test_what_did_not_fit_comes_before_what_another_thread_has_added_meanwhile():
+    outbox = Outbox(sink := ShortSink())
+    lock = outbox._changing
+
+    def other():
+        outbox._changing = lock
+        assert outbox.send([b"second"]) is True, "the thread that sends sees to it"
+
+    outbox._changing = LatecomersLock(lock, 2, other)
+    assert outbox.send([b"the", b"first"]) is True
+    assert sink.sent == b"thefirstsecond"
+    assert outbox.sent_bytes == len(sink.sent)
+    assert (list(outbox.items), outbox.size_bytes) == ([], 0)
+
+
 class Sink:
     """A socket that takes everything."""
 
@@ -436,8 +480,9 @@ class Sink:
 FLUSH_STEPS = 2  # at least so many steps has a flush that sends one reply
 
 
+@WAYS
 @pytest.mark.parametrize("before", range(1, 3 * FLUSH_STEPS))
-def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_one_of_them(before):
+def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_one_of_them(before, way):
     """Between its steps, that is: a step is what happens while it holds the lock, so what is sent is a matter of these
     orders alone, and not of when one processor sees what another has written.
     """
@@ -446,21 +491,20 @@ def test_a_reply_that_is_added_at_any_step_of_another_threads_flush_is_sent_by_o
 
     def other():
         outbox._changing = lock
-        outbox.add([b"second"])
-        added.append(outbox.flush())
+        added.append(way(outbox, [b"second"]))
         outbox._changing = late
 
     late = LatecomersLock(lock, before, other)
-    outbox.add([b"first"])
     outbox._changing = late
-    assert outbox.flush() is True
+    assert way(outbox, [b"first"]) is True
     assert added or before > FLUSH_STEPS
-    assert sink.sent == ([b"first", b"second"] if added else [b"first"])
+    assert sorted(sink.sent) == ([b"first", b"second"] if added else [b"first"])
     assert not outbox.items
 
 
-def test_close_waits_until_no_thread_uses_the_socket():
-    with one_thread_sending() as (outbox, sock, sender, results):
+@WAYS
+def test_close_waits_until_no_thread_uses_the_socket(way):
+    with one_thread_sending(way) as (outbox, sock, sender, results):
         outbox.add([b"never sent"])
         closed = threading.Event()
         closer = threading.Thread(target=lambda: (outbox.close(), closed.set()))
@@ -477,8 +521,8 @@ def test_after_close_nothing_is_kept_and_nothing_is_sent(file):
     with linked() as (outbox, theirs):
         outbox.add([b"reply", FileSlice(file, 0, 100, None)])
         outbox.close()
-        outbox.add([b"too late"])
-        assert outbox.flush() is True
+        assert add_and_flush(outbox, [b"too late"]) is True
+        assert send(outbox, [b"too late"]) is True
         assert not outbox.items
         assert outbox.size_bytes == 0
         assert receive_available(theirs) == b""

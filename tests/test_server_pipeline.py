@@ -77,6 +77,7 @@ def test_however_many_wait_for_one_range_each_that_does_not_overlap_it_is_done(
         monkeypatch.setattr("impl.server.commands.ZERO_AT_ONCE_MAX_BYTES", 0)
     made = bench(threads=1, cache_mode="read")
     writer, client = made.client(), made.client()
+    writer.pwrite(HELD, NEW)
     held, gate = made.stop_in_store(lambda: writer.pwrite_async(HELD, NEW))
     waiting = [waiter(client) for _ in range(MANY)]
     for disjoint in DISJOINT.values():
@@ -93,6 +94,8 @@ def test_however_many_wait_for_one_range_each_that_does_not_overlap_it_is_done(
 def test_one_that_has_waited_for_its_range_is_done_while_others_wait_for_another(waiter, bench):
     made = bench(threads=1)
     first, second, client = made.client(), made.client(), made.client()
+    for block in (HELD, 4 * BLOCK):
+        first.pwrite(block, bytes(BLOCK))
     one, one_gate = made.stop_in_store(lambda: first.pwrite_async(HELD, NEW))
     waiting = [waiter(client) for _ in range(MANY)]
     two, two_gate = made.stop_in_store(lambda: second.pwrite_async(4 * BLOCK, NEW))

@@ -184,6 +184,10 @@ class ExploredStates:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
+    def at(self, block: int) -> int:
+        """The state of one block."""
+        return _int(self._stage.perform("get", block))
+
     def get(self, first: int, end: int) -> bytes:
         """The states of the range, looked up one by one."""
         return bytes(_int(self._stage.perform("get", block)) for block in range(first, end))

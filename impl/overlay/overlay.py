@@ -4,7 +4,9 @@ Two rules carry every argument here. **Rule 1**: the base is immutable, so it is
 held only across the overlay's own store and the state map. **Rule 2**: one range lock per request, over all its
 blocks at once, shared to look and exclusive to change; what was seen before the lock is looked at again under it.
 
-A block goes from NOT_ALLOCATED to ALLOCATED or TRIMMED and never back. The store's bytes of a block mean something
+A block goes from NOT_ALLOCATED to ALLOCATED or TRIMMED and never back. So what shows the base is seen without a lock,
+too (`is_untouched`): every request that changes something can be thought to take effect when it gives its range back,
+by when it has set its last state. The store's bytes of a block mean something
 only while it is ALLOCATED, and then all of them do: so a write that fails half way into blocks that were not
 ALLOCATED has changed nothing, and a block that is ALLOCATED has all its space, so writing to it cannot run out.
 Parts of an ALLOCATED block are therefore zeroed in place, and space is given back by whole blocks only.
@@ -127,13 +129,32 @@ class Overlay:
         """A segment without what would have to be fetched; zeroes stay what they are."""
         return self.base.pread(segment.offset, segment.length) if isinstance(segment, FromBase) else segment
 
+    def is_untouched(self, offset: int, length: int) -> bool:
+        """Whether the whole range showed the base at one instant during the call; no lock is taken.
+
+        The instant is when the first state is looked at: since none goes back to NOT_ALLOCATED, blocks that are found
+        so one after the other were all so then. Whoever is changing one of them has not given its range back, so it
+        has not taken effect.
+        """
+        first, last = touched(offset, length, self.block_size)
+        if first == last:
+            return self.states.at(first) == NOT_ALLOCATED
+        return self.states.get(first, last + 1).count(NOT_ALLOCATED) == last + 1 - first
+
     def look(self, offset: int, length: int) -> list[Segment]:
-        """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock."""
+        """Linearization point of a read: the states noted and the overlay's bytes copied out under one lock.
+
+        Of a range that shows nothing but the base, no bytes are copied, and no lock is needed.
+        """
+        if self.is_untouched(offset, length):
+            return [FromBase(offset, length)]
         first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
+            if first == last:
+                return [self._segment(self.states.at(first), offset, length)]
             states = self.states.get(first, last + 1)
             state = states[0]
-            if first == last or states.count(state) == len(states):
+            if states.count(state) == len(states):
                 return [self._segment(state, offset, length)]
             segments = []
             for run in runs(states, first):
@@ -217,7 +238,7 @@ class Overlay:
 
     def _kept_part(self, block: int, fetched: Fetched, from_: int, to: int | None) -> Buffer:
         """The part [from_:to] of a block that is about to become ALLOCATED; empty where it is so already."""
-        state = self.states.get(block, block + 1)[0]
+        state = self.states.at(block)
         if state == ALLOCATED:
             return b""
         if state == TRIMMED:
@@ -279,12 +300,12 @@ class Overlay:
 
     def _is_fast(self, partial: Sequence[int], no_hole: bool) -> bool:
         """Whether no data has to be written: by state, never by what the data is."""
-        return not no_hole and all(self.states.get(block, block + 1)[0] == TRIMMED for block in partial)
+        return not no_hole and all(self.states.at(block) == TRIMMED for block in partial)
 
     def _zero_part(self, block: int, offset: int, end: int, no_hole: bool, fetched: Fetched) -> None:
         """Zero the part of one block that lies in [offset, end)."""
         start, length = part_in(offset, end - offset, block, block + 1, self.block_size)
-        state = self.states.get(block, block + 1)[0]
+        state = self.states.at(block)
         if state == ALLOCATED:
             self.store.write_zeroes(start, length)
         elif state == NOT_ALLOCATED:
@@ -390,7 +411,7 @@ class Overlay:
         a block that no longer is NOT_ALLOCATED when the lock is held never is again.
         """
         states = self.states
-        return [block for block in blocks if states.get(block, block + 1)[0] == NOT_ALLOCATED]
+        return [block for block in blocks if states.at(block) == NOT_ALLOCATED]
 
     def would_wait_to_fetch(self, blocks: Sequence[int]) -> bool:
         """Whether the base is not ready to give them: a hint for choosing a thread, and out of date at once."""

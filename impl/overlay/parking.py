@@ -42,16 +42,16 @@ class AtOnce:
 
     def shared(self, first: int, last: int) -> Held:
         """Hold the range together with other readers."""
-        return self._take(first, last, False)
+        held = self._lock.at_once(first, last, False)
+        if held is None:
+            raise WouldWait(first, last, False)
+        return held
 
     def exclusive(self, first: int, last: int) -> Held:
         """Hold the range alone."""
-        return self._take(first, last, True)
-
-    def _take(self, first: int, last: int, exclusive: bool) -> Held:
-        held = self._lock.at_once(first, last, exclusive)
+        held = self._lock.at_once(first, last, True)
         if held is None:
-            raise WouldWait(first, last, exclusive)
+            raise WouldWait(first, last, True)
         return held
 
 
@@ -80,8 +80,16 @@ class Granted(AtOnce):
         if held is not None:
             held.__exit__(None, None, None)
 
-    def _take(self, first: int, last: int, exclusive: bool) -> Held:
-        if self._held is None or (first, last, exclusive) != self._wanted:
-            return super()._take(first, last, exclusive)
+    def shared(self, first: int, last: int) -> Held:
+        """What was waited for, or another range at once."""
+        return self._waited_for(first, last, False) or super().shared(first, last)
+
+    def exclusive(self, first: int, last: int) -> Held:
+        """What was waited for, or another range at once."""
+        return self._waited_for(first, last, True) or super().exclusive(first, last)
+
+    def _waited_for(self, first: int, last: int, exclusive: bool) -> Held | None:
+        if (first, last, exclusive) != self._wanted:
+            return None
         held, self._held = self._held, None
         return held

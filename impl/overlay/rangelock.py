@@ -120,7 +120,7 @@ class RangeLock:
         """Hold the range if it can be had without waiting, and without overtaking anybody."""
         with self._mutex:
             queue = self._queue.value
-            if not _is_free(queue, first, last, exclusive):
+            if queue and not _is_free(queue, first, last, exclusive):
                 return None
             ticket = _Ticket(self, first, last, exclusive)
             self._queue.value = (*queue, ticket)

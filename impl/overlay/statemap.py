@@ -39,6 +39,8 @@ class Run(NamedTuple):
 class States(Protocol):
     """What the overlay needs of a state map."""
 
+    def at(self, block: int) -> int: ...
+
     def get(self, first: int, end: int) -> bytes: ...
 
     def fill(self, first: int, end: int, state: int) -> None: ...
@@ -61,6 +63,10 @@ class StateMap:
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
             except OSError:  # a kernel built without huge pages does not know the advice, nor need it
                 return
+
+    def at(self, block: int) -> int:
+        """The state of one block."""
+        return self._map[block]
 
     def get(self, first: int, end: int) -> bytes:
         """The states of the range, a byte each."""

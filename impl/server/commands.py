@@ -26,7 +26,7 @@ from impl.nbd import replies
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import AllocationFlag, Command, CommandFlag, nbd_errno
 from impl.nbd.requests import Request
-from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, Segment, Zeroes, always
+from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, Segment, Zeroes, always, never
 from impl.overlay.parking import AtOnce, Granted, Lock, WouldWait
 from impl.server.outbox import FileSlice, Outgoing, zeroes
 
@@ -56,6 +56,8 @@ ALLOCATION = {
 ZERO_AT_ONCE_MAX_BYTES = 4 << 20
 
 Reply = Sequence[Outgoing]
+# For a change of whole blocks; not to be changed.
+NOTHING_FETCHED: Fetched = {}
 
 
 class Place(Enum):
@@ -123,17 +125,20 @@ class Commands:
         self._is_wanted = is_wanted
         self._base = export.base
         self._base_fd = export.base.fileno()
+        self._part_of_block = export.overlay.block_size - 1  # bits that whole blocks do not have
+        self._copies = export.overlay.copy_on_read is not never
         self._structured = agreement.structured
         self._contexts = agreement.contexts
 
     def start(self, request: Request) -> Reply | Later:
         """The reply, or what a worker has to call to get it."""
-        if request.error:
-            return self.error(request, request.error, request.message)
-        if request.length == 0 and request.command != FLUSH:
+        command, _, _, _, length, _, refused, message = request
+        if refused:
+            return self.error(request, refused, message)
+        if not length and command != FLUSH:
             return self._nothing(request)
         try:
-            return HANDLERS[request.command](self, request)
+            return HANDLERS[command](self, request)
         except (OSError, MemoryError) as error:
             return self._failed(request, error)
 
@@ -209,10 +214,18 @@ class Commands:
     # Reading
 
     def _read(self, request: Request) -> Reply | Later:
+        _, _, cookie, offset, length, _, _, _ = request
+        overlay = self._overlay
+        if overlay.is_untouched(offset, length):
+            if length < SENDFILE_MIN_BYTES and self._structured and not self._copies:  # by far the most frequent
+                data = self._base.pread_at_once(offset, length)
+                if data is not None:
+                    return [replies.data_chunk_header(cookie, offset, length, True), data]
+            return self._looked(request, [FromBase(offset, length)])
         try:
-            segments = self._overlay.look(request.offset, request.length)
+            segments = overlay.look(offset, length)
         except WouldWait as busy:
-            return self._parked(request, busy, partial(self._look, request), request.length)
+            return self._parked(request, busy, partial(self._look, request), length)
         return self._looked(request, segments)
 
     def _look(self, request: Request, overlay: Overlay) -> Reply | Later:
@@ -318,14 +331,15 @@ class Commands:
     # Writing. FUA asks for nothing more: the temporary overlay does not outlive the process.
 
     def _write(self, request: Request) -> Reply | Later:
+        _, _, cookie, offset, length, payload, _, _ = request
         overlay = self._overlay
-        if overlay.partial_blocks(request.offset, request.length):
-            return self._fetched_first(request, self._written, request.length, False)
+        if (offset | length) & self._part_of_block and overlay.partial_blocks(offset, length):
+            return self._fetched_first(request, self._written, length, False)
         try:
-            overlay.write(request.offset, request.payload, {})
+            overlay.write(offset, payload, NOTHING_FETCHED)
         except WouldWait as busy:
-            return self._parked(request, busy, partial(self._written, request, {}), request.length)
-        return [replies.simple_reply(request.cookie)]
+            return self._parked(request, busy, partial(self._written, request, NOTHING_FETCHED), length)
+        return [replies.simple_reply(cookie)]
 
     def _written(self, request: Request, fetched: Fetched, overlay: Overlay) -> Reply:
         overlay.write(request.offset, request.payload, fetched)

@@ -120,6 +120,7 @@ class Session:
         self._reader: RequestReader | None = None
         self._commands: Commands | LoggedCommands | RecordedCommands | None = None
         self._outbox = Outbox(sock)
+        self._answers: list[Outgoing] = []  # of this turn, to be sent together at its end
         self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
         self._loop = loop
         self._shared_loop = loop
@@ -310,21 +311,19 @@ class Session:
         if reader is None:
             return
         self._is_starting = True
-        answers: list[Outgoing] = []
         try:
             request = self._next(reader)
             while request is not None and self._receiving:
-                if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
+                length = request.length
+                if length > LIGHT_MAX_BYTES and self._moves_for(request):
                     break
-                if AHEAD_MIN_BYTES <= request.length <= AHEAD_MAX_BYTES and request.payload:
+                if AHEAD_MIN_BYTES <= length <= AHEAD_MAX_BYTES and request.payload:
                     self._receive_ahead(reader)
                 answer = self._answer(request)
                 if answer:
-                    answers += answer
-                    if len(answers) >= SEND_AFTER_ITEMS or (request.length >= SEND_AFTER_BYTES and not request.payload):
-                        self._outbox.add(answers)
-                        self._outbox.flush()
-                        answers = []
+                    self._answers += answer
+                    if len(self._answers) >= SEND_AFTER_ITEMS or (length >= SEND_AFTER_BYTES and not request.payload):
+                        self._send()
                 is_late = monotonic() > turn_ends
                 if is_late or self._is_paused():
                     self._has_more = True
@@ -333,8 +332,6 @@ class Session:
                 request = self._next(reader)
         finally:
             self._is_starting = False
-            if answers:
-                self._outbox.add(answers)
 
     def _next(self, reader: RequestReader) -> Request | None:
         """The next request, if there is one that is to be answered."""
@@ -403,8 +400,9 @@ class Session:
         if isinstance(answer, Later):
             self._begin(answer)
             return None
-        if request.payload and self._reader is not None:
-            self._reader.give_back(request.payload)
+        payload = request.payload
+        if len(payload) >= AHEAD_MIN_BYTES and self._reader is not None:
+            self._reader.give_back(payload)
         return answer
 
     def _begin(self, work: Later) -> None:
@@ -415,22 +413,32 @@ class Session:
 
     def _is_paused(self) -> bool:
         outbox = self._outbox
+        if not self._running and not outbox.items:  # by far the most frequent
+            return False
         return (
             self._running >= PAUSE_REQUESTS
             or len(outbox.items) >= PAUSE_ITEMS
             or self._running_bytes + outbox.size_bytes > PAUSE_BYTES
         )
 
+    def _send(self) -> bool:
+        """What was answered in this turn, and what has waited before it; False if the socket does not take all."""
+        answers = self._answers
+        if not answers:
+            return self._outbox.flush()
+        self._answers = []
+        return self._outbox.send(answers)
+
     def _update(self) -> None:
         """Send what can be sent, take what a pause left, and wait for whatever is needed next."""
         if self._lingering:
             return
-        sent_all = self._outbox.flush()
+        sent_all = self._send()
         if self._has_more and not self._is_paused():
             if self._is_heavy and self._move_out():
                 return
             self._take_requests(monotonic() + TURN_S)
-            sent_all = self._outbox.flush()
+            sent_all = self._send()
         if self._is_settled(sent_all):
             return
         with self._lock:
@@ -560,6 +568,7 @@ class Session:
         self._wait_for(0)
         self._forget_silence()
         self._reader = None
+        self._answers = []
         self._outbox.close()
         self._sock.close()
         if self._loop is not self._shared_loop:
