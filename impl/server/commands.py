@@ -30,8 +30,9 @@ from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, 
 from impl.overlay.parking import AtOnce, Granted, Lock, WouldWait
 from impl.server.outbox import FileSlice, Outgoing, zeroes
 
-# Below this, copying bytes of the base into a batch of replies is cheaper than a sendfile of its own.
-SENDFILE_MIN_BYTES = 32 << 10
+# Below this, copying bytes of the base into a batch of replies is cheaper than a sendfile of its own: that takes calls
+# for what stands before and behind it, two to find out that it would not wait, and more of the client's time.
+SENDFILE_MIN_BYTES = 132 << 10
 # A reply with more extents than this says less than it costs; the client asks on from where it ends.
 EXTENTS_MAX_COUNT = 8 << 10
 EXTENT_BYTES = 8
