@@ -3,7 +3,9 @@
 (* The overlay that is shipped.  Two rules: the base never changes, so it  *)
 (* is read outside every lock; and a request takes one lock over all its   *)
 (* blocks, shared to look and exclusive to change, first come first        *)
-(* served.  What was seen before the lock is looked at again under it.     *)
+(* served.  What was seen before the lock is looked at again under it; but *)
+(* a read that sees nothing but NOT_ALLOCATED needs no lock: that state    *)
+(* never comes back, so all its blocks were in it at its first look.       *)
 (*                                                                         *)
 (* A base read is one step that touches nothing shared: when it happens    *)
 (* cannot be told.  Store and client exchange a sector a step if Torn.     *)
@@ -19,6 +21,7 @@ CONSTANTS
     Torn,         \* whether a block moves to and from the store a sector at a time
     CopyOnRead,   \* whether a read keeps what it fetched from the base
     CopyOnCache,  \* whether a cache request does
+    FreeBlocks,   \* a read of so many blocks at most looks at them without the lock first
     LooksAgain    \* TRUE; FALSE leaves the second look out, and must fail
 
 VARIABLES
@@ -31,16 +34,18 @@ VARIABLES
     fetched,  \* [Client -> SUBSET Block]: of these it has the base's content, read with no lock held
     moved,    \* [Client -> SUBSET Address]: what it has stored under the lock it holds
     reply,    \* [Client -> [Address -> Value or None]]: what a read is going to be told
+    covered,  \* [Client -> [Address -> Value or None]]: what a change is putting its own over; for the proof only
     before,   \* [Client -> SUBSET Client]: who had a reply when it asked; for the proof only
     start     \* [Address -> Value]: what the device held at first; for the proof only
 
-vars == <<state, store, queue, pc, req, seen, fetched, moved, reply, before, start>>
+vars == <<state, store, queue, pc, req, seen, fetched, moved, reply, covered, before, start>>
 
 Where == {"idle", "asked", "waiting", "inside",  \* the lock of every request
           "looked", "fetched", "returning", "keeping",  \* reads and caches that go on to the base, and come back
           "leaving", "answering", "done"}
 
 NothingSeen == [b \in Block |-> None]
+NothingCovered == [a \in Address |-> None]
 
 -----------------------------------------------------------------------------
 (* Range locks *)
@@ -89,6 +94,7 @@ Init == /\ state \in [Block -> Initially]
         /\ fetched = [c \in Client |-> {}]
         /\ moved = [c \in Client |-> {}]
         /\ reply = [c \in Client |-> [a \in Address |-> None]]
+        /\ covered = [c \in Client |-> NothingCovered]
         /\ before = [c \in Client |-> {}]
         /\ start = [a \in Address |-> Shown(state[BlockOf(a)], Old)]
 
@@ -96,32 +102,42 @@ Invoke(c, r) == /\ pc[c] = "idle"
                 /\ pc' = [pc EXCEPT ![c] = "asked"]
                 /\ req' = [req EXCEPT ![c] = r]
                 /\ before' = [before EXCEPT ![c] = {d \in Client : pc[d] = "done"}]
-                /\ UNCHANGED <<state, store, queue, seen, fetched, moved, reply, start>>
+                /\ UNCHANGED <<state, store, queue, seen, fetched, moved, reply, covered, start>>
 
-(* Blocks at whose state a change still has to glance, to know whether it needs the base. *)
-ToGlance(c) == IF Changes(req[c]) THEN {b \in PartlyCovered(req[c]) : seen[c][b] = None} ELSE {}
+(* Whether it is a read that may be done without the lock, as far as it has looked. *)
+MayShowBase(c) == /\ req[c].kind = "read"
+                  /\ Cardinality(BlocksOf(req[c])) <= FreeBlocks
+                  /\ \A b \in Block : seen[c][b] \in {None, NotAllocated}
 
-(* With no lock: the state may be out of date before the base has been read. *)
+(* Blocks at whose state it still has to glance: a change, to know whether it needs the base; a read, whether it needs
+   anything else. *)
+ToGlance(c) == {b \in IF Changes(req[c]) THEN PartlyCovered(req[c])
+                      ELSE IF MayShowBase(c) THEN BlocksOf(req[c]) ELSE {} : seen[c][b] = None}
+
+(* With no lock: the state may be out of date before the base has been read.  A read of one block that shows the base
+   takes effect here; one of several did so at its first glance, if this one was the last and all found the same. *)
 Glance(c) == /\ pc[c] = "asked"
              /\ ToGlance(c) # {}
              /\ LET b == Least(ToGlance(c)) IN
                     /\ seen' = [seen EXCEPT ![c][b] = state[b]]
-                    /\ fetched' = [fetched EXCEPT ![c] = IF state[b] = NotAllocated THEN @ \cup {b} ELSE @]
-             /\ UNCHANGED <<state, store, queue, pc, req, moved, reply, before, start>>
+                    /\ fetched' = [fetched EXCEPT ![c] =
+                           IF state[b] = NotAllocated /\ Changes(req[c]) THEN @ \cup {b} ELSE @]
+                    /\ pc' = [pc EXCEPT ![c] =
+                           IF MayShowBase(c) /\ ToGlance(c) = {b} /\ state[b] = NotAllocated THEN "looked" ELSE @]
+             /\ UNCHANGED <<state, store, queue, req, moved, reply, covered, before, start>>
 
 (* A flush finds nothing to do: the store's own durability is not a matter of this module. *)
 FlushStore(c) == /\ pc[c] = "asked"
                  /\ req[c].kind = "flush"
                  /\ pc' = [pc EXCEPT ![c] = "answering"]
-                 /\ UNCHANGED <<state, store, queue, req, seen, fetched, moved, reply, before, start>>
+                 /\ UNCHANGED <<state, store, queue, req, seen, fetched, moved, reply, covered, before, start>>
 
 Arrive(c) == /\ \/ pc[c] = "asked" /\ req[c].kind # "flush" /\ ToGlance(c) = {}
                 \/ pc[c] = "fetched"
              /\ queue' = Append(queue, c)
              /\ pc' = [pc EXCEPT ![c] = IF @ = "asked" THEN "waiting" ELSE "returning"]
-             /\ UNCHANGED <<state, store, req, seen, fetched, moved, reply, before, start>>
+             /\ UNCHANGED <<state, store, req, seen, fetched, moved, reply, covered, before, start>>
 
-(* Linearization point of whatever changes something. *)
 Enter(c) == /\ pc[c] = "waiting"
             /\ MayEnter(c)
             /\ pc' = [pc EXCEPT ![c] = "inside"]
@@ -129,6 +145,8 @@ Enter(c) == /\ pc[c] = "waiting"
                    IF b \in Range(c) /\ (LooksAgain \/ @[b] = None) THEN state[b] ELSE @[b]]]
             /\ reply' = [reply EXCEPT ![c] = [a \in Address |->
                    IF req[c].kind = "read" /\ a \in req[c].at /\ state[BlockOf(a)] = Trimmed THEN Zero ELSE @[a]]]
+            /\ covered' = [covered EXCEPT ![c] = [a \in Address |->
+                   IF Changes(req[c]) /\ a \in req[c].at THEN Shown(state[BlockOf(a)], store[a]) ELSE None]]
             /\ UNCHANGED <<state, store, queue, req, fetched, moved, before, start>>
 
 (* The overlay's bytes that a read has still to copy out. *)
@@ -140,15 +158,16 @@ Copy(c) == /\ pc[c] = "inside"
            /\ ToCopy(c) # {}
            /\ reply' = [reply EXCEPT ![c] = [a \in Address |->
                   IF a \in NextPart(Torn, ToCopy(c)) THEN store[a] ELSE @[a]]]
-           /\ UNCHANGED <<state, store, queue, pc, req, seen, fetched, moved, before, start>>
+           /\ UNCHANGED <<state, store, queue, pc, req, seen, fetched, moved, covered, before, start>>
 
-(* Linearization point of whatever only looks: the base's parts are still missing, but they cannot have changed. *)
+(* Linearization point of whatever only looks, under the lock: the base's parts are still missing, but they cannot have
+   changed. *)
 Leave(c) == /\ pc[c] = "inside"
             /\ ~Exclusive(c)
             /\ ToCopy(c) = {}
             /\ queue' = Without(c)
             /\ pc' = [pc EXCEPT ![c] = "looked"]
-            /\ UNCHANGED <<state, store, req, seen, fetched, moved, reply, before, start>>
+            /\ UNCHANGED <<state, store, req, seen, fetched, moved, reply, covered, before, start>>
 
 Copies(c) == \/ req[c].kind = "read" /\ CopyOnRead
              \/ req[c].kind = "cache" /\ CopyOnCache
@@ -162,7 +181,7 @@ Fetch(c) == LET missing == {b \in BlocksOf(req[c]) : seen[c][b] = NotAllocated}
             /\ fetched' = [fetched EXCEPT ![c] = kept]
             /\ pc' = [pc EXCEPT ![c] = IF kept = {} THEN "answering" ELSE "fetched"]
             /\ seen' = [seen EXCEPT ![c] = IF kept = {} \/ LooksAgain THEN NothingSeen ELSE @]
-            /\ UNCHANGED <<state, store, queue, req, moved, before, start>>
+            /\ UNCHANGED <<state, store, queue, req, moved, covered, before, start>>
 
 (* The range is shared, and that is enough: writers are kept out, and another who copies copies the same. *)
 LookAgain(c) == /\ pc[c] = "returning"
@@ -170,7 +189,7 @@ LookAgain(c) == /\ pc[c] = "returning"
                 /\ pc' = [pc EXCEPT ![c] = "keeping"]
                 /\ seen' = [seen EXCEPT ![c] = [b \in Block |->
                        IF b \in Range(c) /\ LooksAgain THEN state[b] ELSE @[b]]]
-                /\ UNCHANGED <<state, store, queue, req, fetched, moved, reply, before, start>>
+                /\ UNCHANGED <<state, store, queue, req, fetched, moved, reply, covered, before, start>>
 
 Stores(c) == pc[c] = "keeping" \/ (pc[c] = "inside" /\ Exclusive(c))
 
@@ -179,13 +198,18 @@ Store(c) == /\ Stores(c)
             /\ LET part == NextPart(Torn, ToStore(c)) IN
                    /\ store' = [a \in Address |-> IF a \in part THEN StoredValue(c, a) ELSE store[a]]
                    /\ moved' = [moved EXCEPT ![c] = @ \cup part]
-            /\ UNCHANGED <<state, queue, pc, req, seen, fetched, reply, before, start>>
+            /\ UNCHANGED <<state, queue, pc, req, seen, fetched, reply, covered, before, start>>
 
-(* States after data: a state never names what is not there. *)
-Publish(c) == /\ Stores(c)
+ToPublish(c) == {b \in Range(c) : state[b] # Published(c, b)}
+
+(* States after data: a state never names what is not there.  Block by block, for some look without the lock.  The last one
+   is the linearization point of whatever changes something. *)
+Publish(c) == LET left == ToPublish(c) IN
+              /\ Stores(c)
               /\ ToStore(c) = {}
-              /\ state' = [b \in Block |-> IF b \in Range(c) THEN Published(c, b) ELSE state[b]]
-              /\ pc' = [pc EXCEPT ![c] = "leaving"]
+              /\ state' = [b \in Block |-> IF left # {} /\ b = Least(left) THEN Published(c, b) ELSE state[b]]
+              /\ pc' = [pc EXCEPT ![c] = IF Cardinality(left) > 1 THEN @ ELSE "leaving"]
+              /\ covered' = [covered EXCEPT ![c] = IF Cardinality(left) > 1 THEN @ ELSE NothingCovered]
               /\ UNCHANGED <<store, queue, req, seen, fetched, moved, reply, before, start>>
 
 LeaveForGood(c) == /\ pc[c] = "leaving"
@@ -194,11 +218,11 @@ LeaveForGood(c) == /\ pc[c] = "leaving"
                    /\ seen' = [seen EXCEPT ![c] = NothingSeen]
                    /\ fetched' = [fetched EXCEPT ![c] = {}]
                    /\ moved' = [moved EXCEPT ![c] = {}]
-                   /\ UNCHANGED <<state, store, req, reply, before, start>>
+                   /\ UNCHANGED <<state, store, req, reply, covered, before, start>>
 
 Respond(c) == /\ pc[c] = "answering"
               /\ pc' = [pc EXCEPT ![c] = "done"]
-              /\ UNCHANGED <<state, store, queue, req, seen, fetched, moved, reply, before, start>>
+              /\ UNCHANGED <<state, store, queue, req, seen, fetched, moved, reply, covered, before, start>>
 
 AllDone == \A c \in Client : pc[c] = "done"
 
@@ -213,10 +237,12 @@ Next == \/ \E c \in Client :
 Spec == Init /\ [][Next]_vars
 
 -----------------------------------------------------------------------------
-(* The refinement mapping.  It needs no variable of its own: a change has taken effect as soon as its client is
-   inside, whatever of it is stored; a look has once its client has left, whatever of it is still to be fetched. *)
+(* The refinement mapping.  A change has taken effect when its last state is set; until then the device holds what it has
+   covered.  A look has once its client has left, or needs no lock, whatever of it is still to be fetched.  A read of several
+   blocks that needs no lock has taken effect before it knows that: no mapping of one state can say so, and where
+   FreeBlocks > 1, only SomeOrderExplains is asked. *)
 
-Changed(c) == pc[c] \in {"inside", "leaving", "answering", "done"}
+Changed(c) == pc[c] \in {"leaving", "answering", "done"}
 Looked(c) == pc[c] \in {"looked", "fetched", "returning", "keeping", "leaving", "answering", "done"}
 TookEffect(c) == IF req[c].kind = "flush" THEN pc[c] \in {"answering", "done"}
                  ELSE IF Changes(req[c]) THEN Changed(c) ELSE Looked(c)
@@ -224,7 +250,7 @@ TookEffect(c) == IF req[c].kind = "flush" THEN pc[c] \in {"answering", "done"}
 Contents == [a \in Address |->
     LET changing == {c \in Client : pc[c] = "inside" /\ Exclusive(c) /\ a \in req[c].at} IN
     IF changing = {} THEN Shown(state[BlockOf(a)], store[a])
-                     ELSE LET c == CHOOSE c \in changing : TRUE IN NewValue(c, req[c])]
+                     ELSE LET c == CHOOSE c \in changing : TRUE IN covered[c][a]]
 
 ReplyToBe(c) == [a \in Address |->
     IF req[c].kind # "read" \/ a \notin req[c].at \/ ~Looked(c) THEN None
@@ -250,6 +276,7 @@ TypeOK == /\ state \in [Block -> State]
           /\ fetched \in [Client -> SUBSET Block]
           /\ moved \in [Client -> SUBSET Address]
           /\ reply \in [Client -> [Address -> Value \cup {None}]]
+          /\ covered \in [Client -> [Address -> Value \cup {None}]]
           /\ \A c \in Client : pc[c] = "done" /\ req[c].kind = "read" => \A a \in req[c].at : reply[c][a] # None
 
 Holds(c) == pc[c] \in {"inside", "keeping", "leaving"}
@@ -258,9 +285,11 @@ Holds(c) == pc[c] \in {"inside", "keeping", "leaving"}
 WritersAreAlone == \A c, d \in Client :
     c # d /\ Holds(c) /\ Holds(d) /\ Range(c) \cap Range(d) # {} => ~Exclusive(c) /\ ~Exclusive(d)
 
-(* While a lock is held: what was seen under it is true, but for copies that others make of what was NOT_ALLOCATED. *)
+(* While a lock is held: what was seen under it is true, but for copies that others make of what was NOT_ALLOCATED, and
+   for what its holder has published itself. *)
 SeenIsTrue == \A c \in Client : pc[c] \in {"inside", "keeping"} => \A b \in Range(c) :
     \/ seen[c][b] = state[b]
+    \/ Stores(c) /\ Exclusive(c) /\ ToStore(c) = {} /\ state[b] = Published(c, b)
     \/ seen[c][b] = NotAllocated /\ state[b] = Allocated /\ ~Exclusive(c)
 
 (* While a change holds its lock: what it merges with the base it has fetched. *)
@@ -292,6 +321,15 @@ NeverCopiesInVain == ~ \E c \in Client : \E b \in Block :
 (* Two clients copy one block at the same time. *)
 NeverTwoCopies == ~ \E c, d \in Client :
     c # d /\ pc[c] = "keeping" /\ pc[d] = "keeping" /\ moved[c] # {} /\ moved[d] # {}
+
+(* A read has seen the base without the lock while a change of it is being stored. *)
+NeverSeesTheBaseBesideAChange == ~ \E c, d \in Client :
+    /\ pc[c] = "looked" /\ \A b \in BlocksOf(req[c]) : seen[c][b] = NotAllocated
+    /\ pc[d] = "inside" /\ Exclusive(d) /\ moved[d] # {} /\ BlocksOf(req[c]) \cap Range(d) # {}
+
+(* A read has looked at a block without the lock, and it does not show the base any more. *)
+NeverLooksInVain == ~ \E c \in Client : \E b \in BlocksOf(req[c]) :
+    req[c].kind = "read" /\ pc[c] = "asked" /\ seen[c][b] = NotAllocated /\ state[b] # NotAllocated
 
 (* Somebody waits for a client that itself waits. *)
 NeverWaitsForAWaiter == ~ \E c, d \in Client :

@@ -56,6 +56,7 @@ class Constants(disk.Constants):
     torn: bool
     copy_on_read: bool
     copy_on_cache: bool
+    free_blocks: int
     looks_again: bool
 
 
@@ -71,6 +72,7 @@ class State(NamedTuple):
     fetched: tuple[Blocks, ...]
     moved: tuple[Addresses, ...]
     reply: tuple[Values, ...]
+    covered: tuple[Values, ...]
     before: tuple[Clients, ...]
     start: Values
 
@@ -85,6 +87,11 @@ WHERE = frozenset({"idle", "asked", "waiting", "inside", "looked", "fetched", "r
 def nothing_seen(k: Constants) -> Values:
     """Of no block."""
     return (NONE,) * k.block_count
+
+
+def nothing_covered(k: Constants) -> Values:
+    """At no address."""
+    return (NONE,) * len(addresses(k))
 
 
 # Range locks
@@ -173,6 +180,7 @@ def initial(k: Constants) -> Iterator[State]:
             fetched=(EMPTY,) * count,
             moved=(EMPTY,) * count,
             reply=((NONE,) * size,) * count,
+            covered=(nothing_covered(k),) * count,
             before=(EMPTY,) * count,
             start=shown_at_first(k, state),
         )
@@ -187,18 +195,39 @@ def invoke(k: Constants, s: State, c: int, r: Request) -> State:
     )
 
 
+def may_show_base(k: Constants, s: State, c: int) -> bool:
+    """Whether it is a read that may be done without the lock, as far as it has looked."""
+    return (
+        s.req[c].kind == "read"
+        and len(blocks_of(k, s.req[c])) <= k.free_blocks
+        and set(s.seen[c]) <= {NONE, NOT_ALLOCATED}
+    )
+
+
 def to_glance(k: Constants, s: State, c: int) -> Blocks:
-    """Blocks at whose state a change still has to glance, to know whether it needs the base."""
-    if not changes(s.req[c]):
-        return EMPTY
-    return frozenset(b for b in partly_covered(k, s.req[c]) if s.seen[c][b] == NONE)
+    """Where it still has to glance: a change, to know whether it needs the base; a read, whether anything else."""
+    if changes(s.req[c]):
+        among = partly_covered(k, s.req[c])
+    else:
+        among = blocks_of(k, s.req[c]) if may_show_base(k, s, c) else EMPTY
+    return frozenset(b for b in among if s.seen[c][b] == NONE)
 
 
 def glance(k: Constants, s: State, c: int) -> State:
-    """With no lock: the state may be out of date before the base has been read."""
-    b = min(to_glance(k, s, c))
-    fetched = s.fetched[c] | {b} if s.state[b] == NOT_ALLOCATED else s.fetched[c]
-    return s._replace(seen=put(s.seen, c, put(s.seen[c], b, s.state[b])), fetched=put(s.fetched, c, fetched))
+    """With no lock: the state may be out of date before the base has been read.
+
+    A read of one block that shows the base takes effect here; one of several did so at its first glance, if this one
+    was the last and all found the same.
+    """
+    left = to_glance(k, s, c)
+    b = min(left)
+    is_base = s.state[b] == NOT_ALLOCATED
+    is_done = may_show_base(k, s, c) and left == {b} and is_base
+    return s._replace(
+        seen=put(s.seen, c, put(s.seen[c], b, s.state[b])),
+        fetched=put(s.fetched, c, s.fetched[c] | {b} if is_base and changes(s.req[c]) else s.fetched[c]),
+        pc=put(s.pc, c, "looked" if is_done else s.pc[c]),
+    )
 
 
 def flush_store(s: State, c: int) -> State:
@@ -215,16 +244,20 @@ def arrive(s: State, c: int) -> State:
 
 
 def enter(k: Constants, s: State, c: int) -> State:
-    """Linearization point of whatever changes something."""
+    """It has its range, and looks at the states of it."""
     seen = s.seen[c]
     looks_at = [b for b in range_of(k, s, c) if k.looks_again or seen[b] == NONE]
     reply = s.reply[c]
     if s.req[c].kind == "read":
         reply = put_all(reply, ((a, ZERO) for a in s.req[c].at if s.state[block_of(k, a)] == TRIMMED))
+    covered = nothing_covered(k)
+    if changes(s.req[c]):
+        covered = put_all(covered, ((a, shown(s.state[block_of(k, a)], s.store[a])) for a in s.req[c].at))
     return s._replace(
         pc=put(s.pc, c, "inside"),
         seen=put(s.seen, c, put_all(seen, ((b, s.state[b]) for b in looks_at))),
         reply=put(s.reply, c, reply),
+        covered=put(s.covered, c, covered),
     )
 
 
@@ -242,7 +275,7 @@ def copy(k: Constants, s: State, c: int) -> State:
 
 
 def leave(s: State, c: int) -> State:
-    """Linearization point of whatever only looks: the base's parts are missing, but cannot have changed."""
+    """Linearization point of what looks under the lock: the base's parts are missing, but cannot have changed."""
     return s._replace(queue=without(s, c), pc=put(s.pc, c, "looked"))
 
 
@@ -289,11 +322,24 @@ def store(k: Constants, s: State, c: int) -> State:
     )
 
 
+def to_publish(k: Constants, s: State, c: int) -> Blocks:
+    """The blocks whose states are still to be set."""
+    return frozenset(b for b in range_of(k, s, c) if s.state[b] != published(k, s, c, b))
+
+
 def publish(k: Constants, s: State, c: int) -> State:
-    """States after data: a state never names what is not there."""
+    """States after data: a state never names what is not there. Block by block, for some look without the lock.
+
+    The last one is the linearization point of whatever changes something.
+    """
+    left = to_publish(k, s, c)
+    state = put(s.state, min(left), published(k, s, c, min(left))) if left else s.state
+    if len(left) > 1:
+        return s._replace(state=state)
     return s._replace(
-        state=put_all(s.state, ((b, published(k, s, c, b)) for b in range_of(k, s, c))),
+        state=state,
         pc=put(s.pc, c, "leaving"),
+        covered=put(s.covered, c, nothing_covered(k)),
     )
 
 
@@ -368,11 +414,11 @@ def looked(s: State, c: int) -> bool:
 
 
 def took_effect(s: State, c: int) -> bool:
-    """Changes as soon as their client is inside; looks when their client has left."""
+    """Changes when their last state is set; looks when their client has left, or needs no lock."""
     if s.req[c].kind == "flush":
         return s.pc[c] in ("answering", "done")
     if changes(s.req[c]):
-        return s.pc[c] in ("inside", "leaving", "answering", "done")
+        return s.pc[c] in ("leaving", "answering", "done")
     return looked(s, c)
 
 
@@ -382,7 +428,7 @@ def contents(k: Constants, s: State) -> Values:
     for c in clients(k):
         if s.pc[c] == "inside" and exclusive(s, c):
             for a in s.req[c].at:
-                held[a] = new_value(k, c, s.req[c])
+                held[a] = s.covered[c][a]
     return tuple(held)
 
 
@@ -420,7 +466,7 @@ def type_ok(k: Constants, s: State) -> bool:
         and all(set(seen) <= {*STATES, NONE} for seen in s.seen)
         and all(fetched <= set(blocks(k)) for fetched in s.fetched)
         and all(moved <= set(addresses(k)) for moved in s.moved)
-        and all(set(told) <= {*values(k), NONE} for told in s.reply)
+        and all(set(told) <= {*values(k), NONE} for told in (*s.reply, *s.covered))
         and all(
             s.reply[c][a] != NONE
             for c in clients(k)
@@ -446,9 +492,13 @@ def writers_are_alone(k: Constants, s: State) -> bool:
 
 
 def seen_is_true(k: Constants, s: State) -> bool:
-    """While a lock is held: what was seen under it is true, but for copies others make of what was NOT_ALLOCATED."""
+    """While a lock is held: what was seen under it is true, but for copies others make of what was NOT_ALLOCATED.
+
+    And for what its holder has published itself.
+    """
     return all(
         s.seen[c][b] == s.state[b]
+        or (stores(s, c) and exclusive(s, c) and not to_store(k, s, c) and s.state[b] == published(k, s, c, b))
         or (s.seen[c][b] == NOT_ALLOCATED and s.state[b] == ALLOCATED and not exclusive(s, c))
         for c in clients(k)
         if s.pc[c] in ("inside", "keeping")
@@ -511,6 +561,29 @@ def never_two_copies(k: Constants, s: State) -> bool:
     return len(copying) < 2
 
 
+def never_sees_the_base_beside_a_change(k: Constants, s: State) -> bool:
+    """A read has seen the base without the lock while a change of it is being stored."""
+    return not any(
+        s.pc[c] == "looked"
+        and all(s.seen[c][b] == NOT_ALLOCATED for b in blocks_of(k, s.req[c]))
+        and s.pc[d] == "inside"
+        and exclusive(s, d)
+        and s.moved[d]
+        and blocks_of(k, s.req[c]) & range_of(k, s, d)
+        for c in clients(k)
+        for d in clients(k)
+    )
+
+
+def never_looks_in_vain(k: Constants, s: State) -> bool:
+    """A read has looked at a block without the lock, and it does not show the base any more."""
+    return not any(
+        s.req[c].kind == "read" and s.pc[c] == "asked" and s.seen[c][b] == NOT_ALLOCATED and s.state[b] != NOT_ALLOCATED
+        for c in clients(k)
+        for b in blocks_of(k, s.req[c])
+    )
+
+
 def never_waits_for_a_waiter(k: Constants, s: State) -> bool:
     """Somebody waits for a client that itself waits."""
     waiting = [c for c in clients(k) if s.pc[c] == "waiting" and not may_enter(k, s, c)]
@@ -532,6 +605,8 @@ TWIN: Twin[Constants, State] = Twin(
         "NeverOvertaken": never_overtaken,
         "NeverCopiesInVain": never_copies_in_vain,
         "NeverTwoCopies": never_two_copies,
+        "NeverSeesTheBaseBesideAChange": never_sees_the_base_beside_a_change,
+        "NeverLooksInVain": never_looks_in_vain,
         "NeverWaitsForAWaiter": never_waits_for_a_waiter,
     },
     action_properties={"StatesNeverGoBack": states_never_go_back},

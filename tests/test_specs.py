@@ -168,6 +168,11 @@ MUTANTS = [  # (what is broken, module, function, what it becomes, configuration
      "RangeLockSpanning"),
     ("a glance is all it takes", range_lock, "glance",
      lambda k, s, c: s._replace(seen=put(s.seen, c, s.state)), "RangeLock"),
+    ("a read looks at its first block only", range_lock, "to_glance",
+     lambda k, s, c: frozenset(b for b in (
+         disk.partly_covered(k, s.req[c]) if disk.changes(s.req[c])
+         else {min(disk.blocks_of(k, s.req[c]))} if range_lock.may_show_base(k, s, c) else ()
+     ) if s.seen[c][b] == disk.NONE), "RangeLockFreely"),
     ("the range is given back with the reply", range_lock, "respond",
      lambda s, c: s._replace(pc=put(s.pc, c, "done"), req=put(s.req, c, disk.NO_REQUEST)), "RangeLockSpanning"),
     ("states are set with the first data", range_lock, "to_store",
@@ -358,7 +363,7 @@ def by_the_model(old, request):
 @pytest.mark.parametrize("request_", disk.REQUESTS["OneBlock"], ids=lambda r: f"{r.kind}-{sorted(r.at)}")
 def test_alone_a_client_finds_what_the_model_says(state, request_):
     """What the specification calls a state and a store is the model's block."""
-    k = range_lock.Constants(("a",), 1, 2, "request", (state,), (request_,), True, True, True, True)
+    k = range_lock.Constants(("a",), 1, 2, "request", (state,), (request_,), True, True, True, 2, True)
     (s,) = range_lock.initial(k)
     while not range_lock.all_done(s):
         ((_, s),) = range_lock.steps(k, s)
