@@ -111,6 +111,10 @@ class GlobalLockOverlay(Overlay):
             self.base, self.store, self.states, HELD_ALREADY, self.block_size, self.cache_mode, self.copy_on_read
         )
 
+    def is_untouched(self, offset: int, length: int) -> bool:
+        """Nobody looks without the lock."""
+        return False
+
     def look(self, offset: int, length: int) -> list[Segment]:
         """All of it, with nothing left to fetch; kept, where that is wanted."""
         with self._taken():
