@@ -126,7 +126,6 @@ class Commands:
         self._is_wanted = is_wanted
         self._base = export.base
         self._base_fd = export.base.fileno()
-        self._part_of_block = export.overlay.block_size - 1  # bits that whole blocks do not have
         self._copies = export.overlay.copy_on_read is not never
         self._structured = agreement.structured
         self._contexts = agreement.contexts
@@ -334,7 +333,7 @@ class Commands:
     def _write(self, request: Request) -> Reply | Later:
         _, _, cookie, offset, length, payload, _, _ = request
         overlay = self._overlay
-        if (offset | length) & self._part_of_block and overlay.partial_blocks(offset, length):
+        if overlay.partial_blocks(offset, length):
             return self._fetched_first(request, self._written, length, False)
         try:
             overlay.write(offset, payload, NOTHING_FETCHED)
