@@ -115,7 +115,7 @@ class GlobalLockOverlay(Overlay):
         """Nobody looks without the lock."""
         return False
 
-    def look(self, offset: int, length: int) -> list[Segment]:
+    def look_under_lock(self, offset: int, length: int) -> list[Segment]:
         """All of it, with nothing left to fetch; kept, where that is wanted."""
         with self._taken():
             shipped = self._shipped()

@@ -51,6 +51,7 @@ def range_by_impl(offset: int, length: int, block_size: int, size: int) -> Cut:
     assert touched == (first, last) == (split.first, split.last)
     whole = tuple(range(split.body_first, split.body_end))
     covers = blocks.covers_whole_blocks(offset, length, block_size, size)
+    assert blocks.is_aligned(offset, length, block_size) == (covers and length == len(whole) * block_size)
     return Cut(first, last, split.partial(), whole, before, after, covers)
 
 

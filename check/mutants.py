@@ -162,7 +162,7 @@ class LockedPlace:
 
 # Every place where the overlay takes a range.
 LOCKS = {
-    "look": LockedPlace("look"),
+    "look": LockedPlace("look_under_lock"),
     "keep": LockedPlace("_keep"),
     "write whole": LockedPlace("write", _covers_whole_blocks),
     "write parts": LockedPlace("write", _covers_parts),
@@ -238,7 +238,7 @@ class CopiesOutAfterTheLock(Overlay):
 
     __slots__ = ()
 
-    def look(self, offset: int, length: int) -> list[Segment]:
+    def look_under_lock(self, offset: int, length: int) -> list[Segment]:
         """As the original, but for where the `with` ends."""
         end = offset + length
         first = offset // self.block_size
@@ -261,7 +261,7 @@ class NotesStatesBeforeTheLock(Overlay):
 
     __slots__ = ()
 
-    def look(self, offset: int, length: int) -> list[Segment]:
+    def look_under_lock(self, offset: int, length: int) -> list[Segment]:
         """As the original, but for where the `with` begins."""
         first, last = touched(offset, length, self.block_size)
         states = self.states.get(first, last + 1)

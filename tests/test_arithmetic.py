@@ -57,6 +57,18 @@ MUTANTS = [
         "-(-offset // block_size)\n    body_end",
         "first\n    body_end",
     ),
+    (
+        "a range that begins in the middle is aligned",
+        "range",
+        "return not offset % block_size and not length % block_size",
+        "return not length % block_size",
+    ),
+    (
+        "a range that ends in the middle is aligned",
+        "range",
+        "return not offset % block_size and not length % block_size",
+        "return not offset % block_size",
+    ),
     ("the block after the last is whole", "range", "last + 1 if end == size", "last + 2 if end == size"),
     ("the body ends before it begins", "range", "max(body_first, body_end))", "body_end)"),
     ("the tail is forgotten", "range", "if self.last >= self.body_end else ()", "if self.last > self.body_end else ()"),

@@ -153,7 +153,7 @@ class LooksOnly(GlobalLockOverlay):
     """What the base has is left for a server to fetch, once the lock has been given back."""
 
     __slots__ = ()
-    look = Overlay.look
+    look_under_lock = Overlay.look_under_lock
 
 
 class FetchesFirst(GlobalLockOverlay):

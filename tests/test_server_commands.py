@@ -464,13 +464,34 @@ def test_a_change_that_brings_no_bytes_is_left_to_a_worker_if_it_is_long(command
         export.close()
 
 
-COPYING = [(READY, True), (SLOW, True), (WRITTEN, False), (TRIMMED, False)]
+# Offset and length, and whether it is left to a worker.
+COPYING = [
+    (READY, 10, False),
+    (SLOW, 10, True),
+    (SLOW - 1, 1, False),
+    (WRITTEN, 10, False),
+    (TRIMMED, 10, False),
+]
 
 
-@pytest.mark.parametrize(("offset", "later"), COPYING)
-def test_a_read_that_copies_is_left_to_a_worker_if_it_has_something_to_copy(offset, later):
-    with half_used(copy_on_read=True) as (commands, _):
-        assert took_worker(commands, request(C.READ, offset, 10)) == later
+@pytest.mark.parametrize(("offset", "length", "later"), COPYING)
+def test_a_read_that_copies_is_left_to_a_worker_if_it_waits_for_what_it_copies(offset, length, later):
+    with half_used(copy_on_read=True) as (commands, overlay):
+        assert took_worker(commands, request(C.READ, offset, length)) == later
+        assert (overlay.states.at(offset // BLOCK) == NOT_ALLOCATED) == later
+
+
+@pytest.mark.parametrize(
+    ("length", "block_size", "later"),
+    [(128 << 10, BLOCK, False), ((128 << 10) + 1, BLOCK, True), (1, 128 << 10, False), (1, 256 << 10, True)],
+)
+def test_a_read_that_copies_much_is_left_to_a_worker(length, block_size, later):
+    options = ExportOptions(block_size=block_size, store="memory", copy_on_read=lambda: True)
+    export = make_export(MemoryBase(MIB), options)
+    try:
+        assert took_worker(commands_of(export), request(C.READ, 0, length)) == later
+    finally:
+        export.close()
 
 
 @pytest.mark.parametrize("mode", [CacheMode.PASSTHROUGH, CacheMode.READ, CacheMode.COW])

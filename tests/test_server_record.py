@@ -6,6 +6,7 @@ Source:  impl/server/record.py; specs/history.schema.json.
 import itertools
 import json
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -25,7 +26,7 @@ from impl.nbd.requests import Request
 from impl.server.commands import Commands, Later
 from impl.server.export import ExportOptions, make_export
 from impl.server.outbox import FileSlice
-from impl.server.record import RecordedCommands, Recording, recorded_if_wanted
+from impl.server.record import RecordedCommands, Recording
 
 SCHEMA = json.loads((ROOT / "specs" / "history.schema.json").read_text(encoding="utf-8"))
 C, F, E = Command, CommandFlag, ErrorValue
@@ -231,7 +232,7 @@ def test_what_is_done_later_is_noted_when_it_is_done(tmp_path):
     path = tmp_path / "served.jsonl"
     recording = Recording(str(path), export.base, BLOCK)
     agreement = Agreement(export.info, export.info.flags, False, ())
-    commands = recorded_if_wanted(Commands(export, agreement), recording, "somebody")
+    commands = recording.commands(Commands(export, agreement), "somebody")
     later = commands.start(asked(C.READ, 0, GRANULE))
     assert isinstance(later, Later)
     commands.start(asked(C.FLUSH))
@@ -290,9 +291,10 @@ def test_what_many_connections_note_at_once_is_a_history(tmp_path):
     assert load(path).outcome == ["ok"] * 8000
 
 
-def test_without_a_recording_nothing_is_in_the_way():
-    commands = object()
-    assert recorded_if_wanted(commands, None, "somebody") is commands
+def test_without_a_recording_nothing_of_it_is_in_the_way_or_even_loaded():
+    look = "import sys, impl.server.command; print([name for name in sys.modules if name == 'impl.server.record'])"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
 
 
 def test_a_file_with_something_in_it_is_not_appended_to(tmp_path):

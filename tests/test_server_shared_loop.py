@@ -45,6 +45,7 @@ def bench(short_path):
 def small_is_large(monkeypatch):
     """More than a block makes a session move, and it comes back as soon as it can."""
     monkeypatch.setattr("impl.server.session.LIGHT_MAX_BYTES", BLOCK)
+    monkeypatch.setattr("impl.server.session.AHEAD_MIN_BYTES", BLOCK)
     monkeypatch.setattr("impl.server.session.LIGHT_AFTER_S", 0.0)
 
 

@@ -199,12 +199,13 @@ class RequestReader:
         self._end = len(leftover)
         self._waiting: Request | None = None  # its payload is on its way: into the request, or to be skipped
         self._payload = memoryview(b"")  # the part of it still to be filled
+        self.awaits_payload = False  # whether `buffer()` is the rest of one payload: all of it is on its way
         self._skip = 0
         self._disconnected = False
 
     def buffer(self) -> memoryview:
         """Where to receive into; never empty. Ask only after `next()` gave None."""
-        if self._payload:
+        if self.awaits_payload:
             return self._payload
         unparsed = self._end - self._start
         if not unparsed:
@@ -216,15 +217,11 @@ class RequestReader:
         assert self._end < len(self._view), "requests are waiting to be taken"
         return self._view[self._end : max(self._window, self._end + REQUEST.size)]
 
-    @property
-    def awaits_payload(self) -> bool:
-        """Whether `buffer()` is the rest of one payload: all of it is on its way."""
-        return bool(self._payload)
-
     def received(self, count: int) -> None:
         """Say that `count` bytes, more than none, were received into the start of what `buffer()` gave."""
-        if self._payload:
+        if self.awaits_payload:
             self._payload = self._payload[count:]
+            self.awaits_payload = len(self._payload) > 0
         elif not self._disconnected:
             self._end += count
             if self._end >= self._window:  # small requests queue up
@@ -265,6 +262,7 @@ class RequestReader:
                 payload[:have] = view[start : self._end]
                 self._start = self._end
                 self._payload = payload[have:]
+                self.awaits_payload = True
                 self._waiting = Request(command, flags, cookie, offset, length, payload, 0, "")
                 return None
         return self._refuse(command, flags, cookie, offset, length)
@@ -307,7 +305,7 @@ class RequestReader:
 
     def _finish(self) -> Request | None:
         """The waiting request, once its payload is whole, or skipped."""
-        if self._payload:
+        if self.awaits_payload:
             return None
         if self._skip:
             skipped = min(self._skip, self._end - self._start)

@@ -24,12 +24,15 @@ def touched(offset: int, length: int, block_size: int) -> tuple[int, int]:
 def edges(offset: int, length: int, block_size: int, size: int) -> tuple[int, int, int, int]:
     """The first and the last block touched, and how many bytes before the range and after it are left of them."""
     end = offset + length
-    if not offset % block_size and not length % block_size:  # by far the most frequent
-        return offset // block_size, end // block_size - 1, 0, 0
     first = offset // block_size
     last = (end - 1) // block_size
     block_end = (last + 1) * block_size
     return first, last, offset - first * block_size, (size if block_end > size else block_end) - end
+
+
+def is_aligned(offset: int, length: int, block_size: int) -> bool:
+    """Whether the range consists of whole blocks, none of them short: by far the most frequent."""
+    return not offset % block_size and not length % block_size
 
 
 def covers_whole_blocks(offset: int, length: int, block_size: int, size: int) -> bool:

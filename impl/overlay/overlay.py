@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from impl.extents import Extent, coalesce
-from impl.overlay.blocks import block_count, covers_whole_blocks, edges, end_of, part_in, split, touched
+from impl.overlay.blocks import block_count, covers_whole_blocks, edges, end_of, is_aligned, part_in, split, touched
 from impl.overlay.parking import WouldWait
 from impl.overlay.rangelock import Ranges
 from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, States, runs
@@ -148,6 +148,10 @@ class Overlay:
         """
         if self.is_untouched(offset, length):
             return [FromBase(offset, length)]
+        return self.look_under_lock(offset, length)
+
+    def look_under_lock(self, offset: int, length: int) -> list[Segment]:
+        """As `look`, of a range that does not show the base alone, or of which that is not known."""
         first, last = touched(offset, length, self.block_size)
         with self.ranges.shared(first, last):
             if first == last:
@@ -187,6 +191,12 @@ class Overlay:
                 log.warning("copy-on-read could not keep what it read: %s", error.strerror)
         return [self._cut_out(part, *fetched[part]) if isinstance(part, FromBase) else part for part in seen]
 
+    def is_ready_to_copy(self, part: FromBase) -> bool:
+        """Whether the base gives a part, with its blocks whole, without waiting: a hint, as `would_wait_to_fetch`."""
+        first, last = touched(part.offset, part.length, self.block_size)
+        start = first * self.block_size
+        return self.base.is_ready(start, self._end_of(last) - start)
+
     def _fetch_whole_blocks(self, part: FromBase) -> tuple[int, memoryview]:
         """The first block of a part of the base, and the bytes of it and all the others, whole."""
         first, last = touched(part.offset, part.length, self.block_size)
@@ -223,11 +233,13 @@ class Overlay:
 
         fetched:  what `fetch_blocks` gave for those of its `partial_blocks` that were `missing`, however long ago.
         """
-        first, last, before, after = edges(offset, len(data), self.block_size, self.size)
-        if not before and not after:
+        length = len(data)
+        if is_aligned(offset, length, self.block_size):
+            first, last = touched(offset, length, self.block_size)
             with self.ranges.exclusive(first, last):
                 self._write_blocks(first, last, offset, (data,))
             return
+        first, last, before, after = edges(offset, length, self.block_size, self.size)
         if fetched is None:
             fetched = self.fetch_blocks(self.missing({*([first] if before else []), *([last] if after else [])}))
         with self.ranges.exclusive(first, last):
@@ -400,8 +412,9 @@ class Overlay:
 
     def partial_blocks(self, offset: int, length: int) -> Sequence[int]:
         """The blocks, at most two, that the range covers in part."""
-        if covers_whole_blocks(offset, length, self.block_size, self.size):
-            return ()  # by far the most frequent
+        block_size = self.block_size
+        if is_aligned(offset, length, block_size) or covers_whole_blocks(offset, length, block_size, self.size):
+            return ()
         return split(offset, length, self.block_size, self.size).partial()
 
     def missing(self, blocks: Collection[int]) -> Sequence[int]:

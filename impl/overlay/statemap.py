@@ -74,8 +74,12 @@ class StateMap:
 
     def fill(self, first: int, end: int, state: int) -> None:
         """Put the whole range in `state`."""
-        if end - first == 1:
+        count = end - first
+        if count == 1:
             self._map[first] = state
+            return
+        if count <= FILL_CHUNK_BLOCKS:
+            self._map[first:end] = _ONE[state] * count
             return
         for start in range(first, end, FILL_CHUNK_BLOCKS):
             stop = min(start + FILL_CHUNK_BLOCKS, end)

@@ -104,12 +104,16 @@ class FileStore:
 
     def pwrite(self, offset: int, buffers: Sequence[Buffer]) -> None:
         """Write the buffers one behind the other; on an error, a part of them may have been written."""
-        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         done = 0
-        if length <= WRITE_MAX_BYTES:
-            done = (
-                os.pwrite(self._fd, buffers[0], offset) if len(buffers) == 1 else os.pwritev(self._fd, buffers, offset)
-            )
+        if len(buffers) == 1:  # by far the most frequent
+            data = buffers[0]
+            length = len(data)
+            if length <= WRITE_MAX_BYTES:
+                done = os.pwrite(self._fd, data, offset)
+        else:
+            length = sum(map(len, buffers))
+            if length <= WRITE_MAX_BYTES:
+                done = os.pwritev(self._fd, buffers, offset)
         if done < length:
             self._write_from(offset, buffers, done)
 

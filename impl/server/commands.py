@@ -56,6 +56,9 @@ ALLOCATION = {
 # more than this is no work for the loop.
 ZERO_AT_ONCE_MAX_BYTES = 4 << 20
 
+# To copy so much takes no longer than to write it, which is done at once, too.
+COPY_AT_ONCE_MAX_BYTES = 128 << 10
+
 Reply = Sequence[Outgoing]
 # For a change of whole blocks; not to be changed.
 NOTHING_FETCHED: Fetched = {}
@@ -223,9 +226,12 @@ class Commands:
                     return [replies.data_chunk_header(cookie, offset, length, True), data]
             return self._looked(request, [FromBase(offset, length)])
         try:
-            segments = overlay.look(offset, length)
+            segments = overlay.look_under_lock(offset, length)
         except WouldWait as busy:
             return self._parked(request, busy, partial(self._look, request), length)
+        part = segments[0]
+        if isinstance(part, bytes) and len(segments) == 1 and self._structured:
+            return [replies.data_chunk_header(cookie, offset, length, True), part]
         return self._looked(request, segments)
 
     def _look(self, request: Request, overlay: Overlay) -> Reply | Later:
@@ -242,15 +248,20 @@ class Commands:
                 parts.append(segment)
                 continue
             if self._overlay.copy_on_read():
-                return self._copied_later(request, segments)
+                return self._copied(request, segments)
             found = self._base_part(segment, not request.flags & FLAG_DF)
             if found is None:
                 return self._fetched_later(request, segments)
             parts.append(found)
         return self._read_reply(request, parts)
 
-    def _copied_later(self, request: Request, segments: Sequence[Segment]) -> Later:
+    def _copied(self, request: Request, segments: Sequence[Segment]) -> Reply | Later:
+        """A reply of the segments whose parts of the base are kept: at once, if they are few and the base is ready."""
         overlay = self._overlay
+        if max(request.length, overlay.block_size) <= COPY_AT_ONCE_MAX_BYTES and all(
+            overlay.is_ready_to_copy(segment) for segment in segments if isinstance(segment, FromBase)
+        ):
+            return self._read_reply(request, overlay.copied(segments))
         # The blocks that are fetched, whole, and what is copied out of them.
         held_bytes = 2 * request.length + 2 * min(overlay.block_size, overlay.size)
         return self._later(request, lambda: self._read_reply(request, overlay.copied(segments)), Place.BASE, held_bytes)

@@ -211,19 +211,17 @@ class Loop:
                 continue
             with lock:
                 watched = self._watched.get(fd)
-                if watched is not None and not (self._kept and watched.owner in self._kept):
-                    self._begin(watched.owner)
-                else:
-                    watched = None
-            if watched is None:
-                continue
-            watched.handler(events)
+                if watched is None or (self._kept and watched.owner in self._kept):
+                    continue
+                handler, _, owner = watched
+                self._begin(owner)
+            handler(events)
             with lock:
                 is_relieved = self._serving is not thread
                 if not is_relieved:
                     self._at_work = None
             if is_relieved:
-                self._come_back(watched.owner)
+                self._come_back(owner)
                 return False
         return True
 

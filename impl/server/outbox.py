@@ -106,40 +106,60 @@ class Outbox:
 
     def send(self, replies: list[Outgoing]) -> bool:
         """Add and flush: in fewer steps where nothing waits, nobody sends, and all of it is bytes."""
-        if len(replies) <= SEND_BUFFERS_MAX and FileSlice not in map(type, replies):
-            with self._changing:
-                is_alone = not (self._sending or self.items or self._closed)
-                if is_alone:
-                    self._sending = True
+        if len(replies) > SEND_BUFFERS_MAX or FileSlice in map(type, replies):
+            self.add(replies)
+            return self.flush()
+        buffers: list[Buffer] = replies  # type: ignore[assignment]  # there is no slice among them
+        with self._changing:
+            is_alone = not (self._sending or self.items or self._closed)
             if is_alone:
-                return self._send_alone(replies)  # type: ignore[arg-type]  # there is no slice among them
-        self.add(replies)
-        return self.flush()
-
-    def _send_alone(self, buffers: list[Buffer]) -> bool:
-        """What has not been queued, by the thread that sends; what is left of it comes before what was added since."""
-        size_bytes = sum(map(len, buffers))
+                self._sending = True
+        if not is_alone:
+            self.add(replies)
+            return self.flush()
+        is_stuck = False
         try:
-            sent, is_stuck = self._send_buffers(buffers)
+            sent = self._sock.sendmsg(buffers, (), MSG_DONTWAIT)
+        except BlockingIOError:
+            sent, is_stuck = 0, True
+        except BaseException as error:
+            sent = self._failed_alone(error)
+        size_bytes = sum(map(len, buffers))
+        with self._changing:
+            if sent == size_bytes and not (self.items or self._closed):  # by far the most frequent
+                self.sent_bytes += sent
+                self._sending = False
+                return True
+            batch = self._left_over(buffers, size_bytes, sent, is_stuck)
+        return not is_stuck and self._send_on(batch)
+
+    def _failed_alone(self, error: BaseException) -> int:
+        """Nothing was sent, because the client has gone, or else that is an error for whoever sends."""
+        try:
+            if not isinstance(error, OSError):
+                raise error
+            self._hang_up(error)
         except BaseException:
             with self._changing:
                 self._end_sending()
             raise
-        with self._changing:
-            if sent == size_bytes:
-                self.sent_bytes += sent
-                if not self.items:
-                    self._end_sending()
-                    return True
-            elif not self._closed:
-                self.items.extendleft(reversed(buffers))
-                self.size_bytes += size_bytes
-                self._take_off(_Batch(buffers, size_bytes, None), sent)
-            if is_stuck:
-                self._end_sending()
-                return False
-            batch = self._next_batch()
-        return self._send_on(batch)
+        return 0
+
+    def _left_over(self, buffers: list[Buffer], size_bytes: int, sent: int, is_stuck: bool) -> _Batch | None:
+        """What has not been queued yet comes before what was added since; what is to be sent next.
+
+        None if nothing is, and then this thread sends no more. The caller holds `_changing`.
+        """
+        if sent == size_bytes:
+            self.sent_bytes += sent
+        elif not self._closed:
+            self.items.extendleft(reversed(buffers))
+            self.size_bytes += size_bytes
+            self._take_off(_Batch(buffers, size_bytes, None), sent)
+        if is_stuck:
+            self._end_sending()
+            return None
+        return self._next_batch()
 
     def flush(self) -> bool:
         """Send what the socket takes now. False if it would not take all: call again when it is writable."""

@@ -286,6 +286,10 @@ class Recording:
             self._file.close()
             self._file = None
 
+    def commands(self, commands: Commands | LoggedCommands, client: str) -> RecordedCommands:
+        """The same commands, in a wrapper that notes them here."""
+        return RecordedCommands(commands, self, client)
+
     def close(self) -> None:
         """Write what is left; what is noted later is not kept."""
         self._closing.set()
@@ -295,13 +299,6 @@ class Recording:
             if self._file is not None:
                 self._file.close()
                 self._file = None
-
-
-def recorded_if_wanted(
-    commands: Commands | LoggedCommands, recording: Recording | None, client: str
-) -> Commands | LoggedCommands | RecordedCommands:
-    """The same commands; where there is a recording, in a wrapper that notes them there."""
-    return commands if recording is None else RecordedCommands(commands, recording, client)
 
 
 class RecordedCommands:

@@ -34,6 +34,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from impl.errors import PeerError
 from impl.nbd.constants import Command
@@ -43,9 +44,11 @@ from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
 from impl.server.loop import READABLE, WRITABLE, Loop, Timer
 from impl.server.outbox import BrokenReply, Outbox, Outgoing
-from impl.server.record import RecordedCommands, recorded_if_wanted
 from impl.server.request_log import LoggedCommands, logged_if_wanted
 from impl.server.workers import Workers
+
+if TYPE_CHECKING:
+    from impl.server.record import RecordedCommands
 
 PAUSE_BYTES = 64 << 20
 PAUSE_REQUESTS = 1024
@@ -66,6 +69,8 @@ SEND_AFTER_BYTES = 64 << 10
 HANDSHAKE_SILENCE_S = 60.0
 # After so long, what has been answered is sent, and whatever else the loop has to do is done, before the next request.
 TURN_S = 0.005
+# One turn may take so long because others had the processor: this many in a row make a session heavy.
+LATE_TURNS_MAX = 3
 # How long a client that has stopped reading is waited for by a server that has nothing else left to do.
 UNREAD_S = 2.0
 # How long to wait for a client to close its end, so that closing ours does not destroy replies on their way.
@@ -126,13 +131,13 @@ class Session:
         self._shared_loop = loop
         self._own_loop = own_loop
         self._is_heavy = False  # since the last look
+        self._late_turns = 0  # in a row
         self._held: Request | None = None  # received, and to be served once the session has moved
         self._on_end = on_end
         self._interest: int | None = None  # None: not even in a hang-up, which would be told again and again
         self._receiving = True
         self._has_more = False  # requests that have been received may wait to be taken
         self._was_all = False  # less came than there was room for: nothing more was there
-        self._is_late = False  # the rest of a payload did not come within PATIENCE_S: waiting on is for the loop
         self._stopping = False
         self._draining = False
         self._has_heard_all = False
@@ -256,22 +261,20 @@ class Session:
                 self._heard_all()
                 return received
             self._take_requests(turn_ends)
-            is_enough = self._was_all or self._is_late or self._has_more or not self._receiving
+            is_enough = self._was_all or self._has_more or not self._receiving
             if is_enough or monotonic() > turn_ends:
                 return received + 1
         return RECEIVES_MAX
 
     def _receive_requests(self, reader: RequestReader) -> int:
-        """Receive once: what there is of requests, or the rest of a payload. 0 at the end of file."""
+        """Receive once: what there is of requests, or of the rest of a payload. 0 at the end of file."""
         room = reader.buffer()
-        self._was_all = False
         if reader.awaits_payload:
             count = self._sock.recv_into(room, 0, MSG_WAITALL)
-            self._is_late = count < len(room)
         else:
             count = self._sock.recv_into(room, 0, MSG_DONTWAIT)
-            self._was_all = count < len(room)
         if count:
+            self._was_all = count < len(room)
             reader.received(count)
         return count
 
@@ -299,7 +302,7 @@ class Session:
             self._reader = RequestReader(agreement, handshake.leftover)
             export = self._exports[agreement.export.name]
             commands = logged_if_wanted(Commands(export, agreement, self._is_wanted), self.client)
-            self._commands = recorded_if_wanted(commands, export.recording, self.client)
+            self._commands = commands if export.recording is None else export.recording.commands(commands, self.client)
             self._handshake = None
             self._forget_silence()
             log.info("%s: opened export %r", self.client, agreement.export.name)
@@ -310,34 +313,44 @@ class Session:
         self._has_more = False
         if reader is None:
             return
+        answers, outbox = self._answers, self._outbox
         self._is_starting = True
         try:
-            request = self._next(reader)
-            while request is not None and self._receiving:
-                length = request.length
-                if length > LIGHT_MAX_BYTES and self._moves_for(request):
+            while self._receiving:
+                request = self._next(reader)
+                if request is None:
                     break
-                if AHEAD_MIN_BYTES <= length <= AHEAD_MAX_BYTES and request.payload:
-                    self._receive_ahead(reader)
+                length = request.length
+                if length >= AHEAD_MIN_BYTES and self._is_left(request, reader):
+                    break
                 answer = self._answer(request)
                 if answer:
-                    self._answers += answer
-                    if len(self._answers) >= SEND_AFTER_ITEMS or (length >= SEND_AFTER_BYTES and not request.payload):
+                    answers += answer
+                    if len(answers) >= SEND_AFTER_ITEMS or (length >= SEND_AFTER_BYTES and not request.payload):
                         self._send()
+                        answers = self._answers
                 is_late = monotonic() > turn_ends
-                if is_late or self._is_paused():
+                if is_late or ((self._running or outbox.items) and self._is_paused()):
                     self._has_more = True
-                    self._is_heavy |= is_late
-                    break
-                request = self._next(reader)
+                    self._late_turns = self._late_turns + 1 if is_late else 0
+                    self._is_heavy |= self._late_turns >= LATE_TURNS_MAX
+                    return
+            self._late_turns = 0
         finally:
             self._is_starting = False
 
+    def _is_left(self, request: Request, reader: RequestReader) -> bool:
+        """Whether a large request is left until the session has moved; if not, receive what comes behind it."""
+        if request.length > LIGHT_MAX_BYTES and self._moves_for(request):
+            return True
+        if request.payload and request.length <= AHEAD_MAX_BYTES:
+            self._receive_ahead(reader)
+        return False
+
     def _next(self, reader: RequestReader) -> Request | None:
         """The next request, if there is one that is to be answered."""
-        held = self._held
-        if held is not None:
-            self._held = None
+        if self._held is not None:
+            held, self._held = self._held, None
             return held
         try:
             request = reader.next()
@@ -400,9 +413,8 @@ class Session:
         if isinstance(answer, Later):
             self._begin(answer)
             return None
-        payload = request.payload
-        if len(payload) >= AHEAD_MIN_BYTES and self._reader is not None:
-            self._reader.give_back(payload)
+        if request.length >= AHEAD_MIN_BYTES and request.payload and self._reader is not None:
+            self._reader.give_back(request.payload)
         return answer
 
     def _begin(self, work: Later) -> None:
@@ -423,11 +435,11 @@ class Session:
 
     def _send(self) -> bool:
         """What was answered in this turn, and what has waited before it; False if the socket does not take all."""
-        answers = self._answers
+        answers, outbox = self._answers, self._outbox
         if not answers:
-            return self._outbox.flush()
+            return not outbox.items or outbox.flush()
         self._answers = []
-        return self._outbox.send(answers)
+        return outbox.send(answers)
 
     def _update(self) -> None:
         """Send what can be sent, take what a pause left, and wait for whatever is needed next."""
@@ -439,7 +451,7 @@ class Session:
                 return
             self._take_requests(monotonic() + TURN_S)
             sent_all = self._send()
-        if self._is_settled(sent_all):
+        if sent_all and self._interest == READABLE and self._is_at_rest():
             return
         with self._lock:
             paused = self._is_paused()
@@ -457,14 +469,9 @@ class Session:
         receiving = self._receiving and not paused and not self._has_more
         self._wait_for((READABLE if receiving else 0) | (0 if sent_all else WRITABLE))
 
-    def _is_settled(self, sent_all: bool) -> bool:
-        """Whether there is nothing to be done but to wait for the client's next request, as before."""
-        return (
-            sent_all
-            and self._interest == READABLE
-            and not (self._has_more or self._draining or self._stopping or self._wants_update)
-            and not self._is_paused()
-        )
+    def _is_at_rest(self) -> bool:
+        """Whether there is nothing to be done but to wait for the client's next request."""
+        return not (self._has_more or self._draining or self._stopping or self._wants_update or self._is_paused())
 
     def _may_move(self) -> bool:
         """Whether the session is where it must not be heavy, and can move."""
