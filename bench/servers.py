@@ -325,6 +325,11 @@ def started(server: Server, base: Base, mode: str, parent: Path, block_bytes: in
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def environment() -> dict[str, str]:
+    """Ours, for a server: what is installed has its bytecode beside it, and so has what is measured, after one start."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 @contextmanager
 def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "log").open("ab") as log:
@@ -332,7 +337,7 @@ def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, "TMPDIR": str(folder)},
+                env={**environment(), "TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -211,10 +211,13 @@ class Loop:
                 continue
             with lock:
                 watched = self._watched.get(fd)
-                if watched is None or (self._kept and watched.owner in self._kept):
-                    continue
-                handler, _, owner = watched
-                self._begin(owner)
+                if watched is not None and self._kept and watched.owner in self._kept:
+                    watched = None
+                if watched is not None:
+                    self._begin(watched.owner)
+            if watched is None:
+                continue
+            handler, _, owner = watched
             handler(events)
             with lock:
                 is_relieved = self._serving is not thread
