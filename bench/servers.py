@@ -326,7 +326,7 @@ def started(server: Server, base: Base, mode: str, parent: Path, block_bytes: in
 
 
 def environment() -> dict[str, str]:
-    """Ours, for a server: what is installed has its bytecode beside it, and so has what is measured, after one start."""
+    """Ours, for a server: what is installed has its bytecode beside it, and so has, once started, what is measured."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
