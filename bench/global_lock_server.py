@@ -134,10 +134,10 @@ class GlobalLockOverlay(Overlay):
         with self._taken():
             self._shipped().zero(offset, length, no_hole, fast)
 
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """The base's, too, under the lock."""
+    def extents_noted(self, offset: int, length: int, first: int, states: bytes) -> Iterator[Extent]:
+        """The base's under the lock, too."""
         with self._taken():
-            return iter(list(self._shipped().extents(offset, length)))
+            return iter(list(self._shipped().extents_noted(offset, length, first, states)))
 
     def partial_blocks(self, offset: int, length: int) -> tuple[int, ...]:
         """None that a server should fetch beforehand: that would be without the lock."""

@@ -68,7 +68,12 @@ NOT_URIS = [
     "",
     "disk.img",
     "http://host/",
-    "nbds://host/",
+    "nbdx://host/",
+    f"nbd://host/{'x' * 4097}",
+    "nbds+vsock://1/",
+    "nbd://host/?tls-hostname=a",
+    "nbds://host/?tls-verify-peer=maybe",
+    "nbds://host/?tls-hostname=a&tls-hostname=b",
     "nbd://",
     "nbd:///export",
     "nbd://host:port/",
@@ -752,7 +757,7 @@ def test_over_tcp_it_is_the_same():
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with connect(f"nbd://127.0.0.1:{port}/disk") as client:
+        with connect(f"nbd://127.0.0.1:{port}/disk", extended=False) as client:
             client.flush()
             assert client.size == MIB
         thread.join()

@@ -47,13 +47,21 @@ DISK_INFO = (OptionReply.INFO, wire.pack_info_export(1 << 20, FLAGS))
 ACK = (OptionReply.ACK, b"")
 INVALID, UNSUP, UNKNOWN = OptionReply.ERR_INVALID, OptionReply.ERR_UNSUP, OptionReply.ERR_UNKNOWN
 TOO_BIG = OptionReply.ERR_TOO_BIG
-CONTEXT_0 = (OptionReply.META_CONTEXT, wire.pack_meta_context(0, "base:allocation"))
-CONTEXT_1 = (OptionReply.META_CONTEXT, wire.pack_meta_context(1, "base:allocation"))
+BASE, DEPTH, STATE = "base:allocation", "qemu:allocation-depth", "cowproof:state"
+ID = {BASE: 1, DEPTH: 2, STATE: 3}
 LIST_META, SET_META = Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT
 
 
 def u32(number):
     return number.to_bytes(4, "big")
+
+
+def listed(*names):
+    return [*[(OptionReply.META_CONTEXT, wire.pack_meta_context(0, name)) for name in names], ACK]
+
+
+def selected(*names):
+    return [*[(OptionReply.META_CONTEXT, wire.pack_meta_context(ID[name], name)) for name in names], ACK]
 
 
 # (claim, option, its data, the replies). Each runs after STRUCTURED_REPLY; an error's text is free, so an
@@ -64,7 +72,9 @@ OPTIONS = [
     ("LIST with more data than we keep is invalid", Option.LIST, bytes(1 << 20), INVALID),
     ("PEEK_EXPORT is unsupported", Option.PEEK_EXPORT, b"", UNSUP),
     ("PEEK_EXPORT with data is unsupported", Option.PEEK_EXPORT, b"disk", UNSUP),
-    ("EXTENDED_HEADERS is unsupported", Option.EXTENDED_HEADERS, b"", UNSUP),
+    ("EXTENDED_HEADERS is granted", Option.EXTENDED_HEADERS, b"", [ACK]),
+    ("EXTENDED_HEADERS with data is invalid", Option.EXTENDED_HEADERS, b"x", INVALID),
+    ("EXTENDED_HEADERS with much data is invalid", Option.EXTENDED_HEADERS, bytes(1 << 20), INVALID),
     ("an unknown option is unsupported", 12345, b"", UNSUP),
     ("an unknown option with data is unsupported", 0xFFFFFFFF, b"data", UNSUP),
     ("an unknown option with much data is unsupported", 4711, bytes(1 << 20), UNSUP),
@@ -96,11 +106,17 @@ OPTIONS = [
     ("GO without data is invalid", Option.GO, b"", INVALID),
     ("GO whose name overruns it is invalid", Option.GO, u32(99) + b"disk\0\0", INVALID),
     ("GO of more than we keep is too big", Option.GO, bytes(1 << 20), TOO_BIG),
-    ("LIST_META of no query lists all", LIST_META, meta_query("disk", ()), [CONTEXT_0, ACK]),
-    ("LIST_META of no name lists the default's", LIST_META, meta_query("", ()), [CONTEXT_0, ACK]),
-    ("LIST_META knows the wildcard", LIST_META, meta_query("disk", ("base:",)), [CONTEXT_0, ACK]),
-    ("LIST_META finds by name", LIST_META, meta_query("disk", ("base:allocation",)), [CONTEXT_0, ACK]),
-    ("LIST_META lists once", LIST_META, meta_query("disk", ("base:", "base:allocation")), [CONTEXT_0, ACK]),
+    ("LIST_META of no query lists all", LIST_META, meta_query("disk", ()), listed(BASE, DEPTH, STATE)),
+    ("LIST_META of no name lists the default's", LIST_META, meta_query("", ()), listed(BASE, DEPTH, STATE)),
+    ("LIST_META knows the wildcard", LIST_META, meta_query("disk", ("base:",)), listed(BASE)),
+    (
+        "LIST_META knows it of each namespace",
+        LIST_META,
+        meta_query("disk", ("qemu:", "cowproof:")),
+        listed(DEPTH, STATE),
+    ),
+    ("LIST_META finds by name", LIST_META, meta_query("disk", (STATE, BASE)), listed(BASE, STATE)),
+    ("LIST_META lists once", LIST_META, meta_query("disk", ("base:", BASE)), listed(BASE)),
     ("LIST_META ignores other namespaces", LIST_META, meta_query("disk", ("qemu:x", "x-y:")), [ACK]),
     ("LIST_META ignores unknown leaves", LIST_META, meta_query("disk", ("base:alloc",)), [ACK]),
     ("LIST_META ignores a query without a colon", LIST_META, meta_query("disk", ("base",)), [ACK]),
@@ -113,11 +129,12 @@ OPTIONS = [
     ("LIST_META with a trailing byte is invalid", LIST_META, meta_query("disk", ()) + b"x", INVALID),
     ("LIST_META of bad UTF-8 is invalid", LIST_META, u32(0) + u32(1) + u32(1) + b"\xff", INVALID),
     ("LIST_META of more than we keep is too big", LIST_META, bytes(1 << 20), TOO_BIG),
-    ("SET_META selects by name", SET_META, meta_query("disk", ("base:allocation",)), [CONTEXT_1, ACK]),
-    ("SET_META selects once", SET_META, meta_query("disk", ("base:allocation",) * 3), [CONTEXT_1, ACK]),
+    ("SET_META selects by name", SET_META, meta_query("disk", (BASE,)), selected(BASE)),
+    ("SET_META selects several", SET_META, meta_query("disk", (STATE, DEPTH)), selected(DEPTH, STATE)),
+    ("SET_META selects once", SET_META, meta_query("disk", (BASE,) * 3), selected(BASE)),
     ("SET_META of no query selects nothing", SET_META, meta_query("disk", ()), [ACK]),
     ("SET_META ignores the wildcard", SET_META, meta_query("disk", ("base:",)), [ACK]),
-    ("SET_META ignores other namespaces", SET_META, meta_query("disk", ("qemu:allocation-depth",)), [ACK]),
+    ("SET_META ignores other namespaces", SET_META, meta_query("disk", ("qemu:dirty-bitmap:a", "x:")), [ACK]),
     ("SET_META of an unknown export is unknown", SET_META, meta_query("disc", ("base:allocation",)), UNKNOWN),
     ("SET_META with a trailing byte is invalid", SET_META, meta_query("disk", ()) + b"x", INVALID),
     ("SET_META of more than we keep is too big", SET_META, bytes(1 << 20), TOO_BIG),
@@ -348,16 +365,17 @@ def run(client, handshake, step):
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 @pytest.mark.parametrize("name", ["", "disk", "plain"])
-@pytest.mark.parametrize("structured", [False, True])
-def test_client_and_server_come_to_the_same_agreement(step, name, structured):
+@pytest.mark.parametrize(("extended", "structured"), [(False, False), (False, True), (True, False), (True, True)])
+def test_client_and_server_come_to_the_same_agreement(step, name, extended, structured):
     handshake = ServerHandshake(EXPORTS, "disk")
-    client = ClientHandshake(name, structured=structured)
+    client = ClientHandshake(name, extended=extended, structured=structured)
     run(client, handshake, step)
     assert client.error is None
     assert client.agreement is not None
     assert client.agreement == handshake.agreement
-    assert client.agreement.structured == structured
-    assert client.agreement.contexts == ((1,) if structured else ())
+    assert client.agreement.extended == extended
+    assert client.agreement.structured == (structured or extended)
+    assert client.agreement.contexts == ((1,) if structured or extended else ())
 
 
 @pytest.mark.parametrize("step", [1, 1 << 20])
@@ -385,11 +403,14 @@ def test_a_client_asks_about_an_export_without_choosing_it(step):
     assert (client.phase, client.error, handshake.agreement) == (Phase.CLOSED, None, None)
 
 
-@pytest.mark.parametrize("queries", [(), ("base:",), ("base:allocation",)])
-def test_a_client_lists_contexts(queries):
+LISTED = [((), [BASE, DEPTH, STATE]), (("base:",), [BASE]), ((DEPTH,), [DEPTH])]
+
+
+@pytest.mark.parametrize(("queries", "names"), LISTED)
+def test_a_client_lists_contexts(queries, names):
     client = ClientHandshake("disk", Goal.LIST_META_CONTEXT, contexts=queries)
     run(client, ServerHandshake(EXPORTS, "disk"), 3)
-    assert client.contexts == [(0, "base:allocation")]
+    assert client.contexts == [(0, name) for name in names]
 
 
 @pytest.mark.parametrize("goal", [Goal.GO, Goal.INFO, Goal.LIST_META_CONTEXT])

@@ -50,7 +50,7 @@ INFO = {
     "block_size_minimum": 1,
     "block_size_preferred": 4 * KIB,
     "block_size_maximum": 32 * MIB,
-    "contexts": ["base:allocation"],
+    "contexts": ["base:allocation", "qemu:allocation-depth", "cowproof:state"],
 }
 READ_ONLY_INFO = {**INFO, "is_read_only": True, "can_fast_zero": False, "can_trim": False, "can_zero": False}
 

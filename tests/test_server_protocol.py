@@ -90,8 +90,8 @@ def path_of(running):
     return parse(running.uri).path
 
 
-def open_client(running, **options):
-    return connect(running.uri, timeout_s=ANSWER_S, **options)
+def open_client(running, extended=False, **options):
+    return connect(running.uri, timeout_s=ANSWER_S, extended=extended, **options)
 
 
 def raw_client(running):
@@ -116,14 +116,22 @@ FLAGS_OF_WRITABLE = (
 )
 
 
-@pytest.mark.parametrize("how", [{}, {"export_name_only": True}, {"structured": False}], ids=str)
-def test_these_flags_are_advertised_and_no_other(how, huge, read_only):
+HOW = [  # options of a client, and the flags that are told to it beside those of all
+    ({}, TransmissionFlag.SEND_DF),
+    ({"extended": True}, TransmissionFlag.SEND_DF | TransmissionFlag.BLOCK_STATUS_PAYLOAD),
+    ({"extended": True, "contexts": ()}, TransmissionFlag.SEND_DF),
+    ({"export_name_only": True}, TransmissionFlag(0)),
+    ({"structured": False}, TransmissionFlag(0)),
+]
+
+
+@pytest.mark.parametrize(("how", "more"), HOW, ids=str)
+def test_these_flags_are_advertised_and_no_other(how, more, huge, read_only):
     """ROTATIONAL and SEND_RESIZE are not among them; DF there has to be something to fragment for."""
-    df = TransmissionFlag(0) if how else TransmissionFlag.SEND_DF
     with open_client(huge, **how) as client:
-        assert client.flags == FLAGS_OF_WRITABLE | df
+        assert client.flags == FLAGS_OF_WRITABLE | more
     with open_client(read_only, **how) as client:
-        assert client.flags == FLAGS_OF_ALL | df | TransmissionFlag.READ_ONLY
+        assert client.flags == FLAGS_OF_ALL | more | TransmissionFlag.READ_ONLY
 
 
 # Requests that are refused, or in order though strange.

@@ -26,7 +26,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from impl.client.link import TIMEOUT_S, Deadline, open_socket, shake_hands
+from impl.client.link import TIMEOUT_S, Deadline, Stream, open_socket, shake_hands
+from impl.client.tls import TlsStream
 from impl.client.uri import parse
 from impl.errors import PeerError, UsageError
 from impl.extents import Extent
@@ -44,7 +45,13 @@ from impl.nbd.constants import (
 )
 from impl.nbd.reply_reader import Expectation, Reply, ReplyReader
 from impl.nbd.requests import refusal
-from impl.nbd.wire import Buffer, pack_request
+from impl.nbd.wire import (
+    Buffer,
+    pack_extended_request,
+    pack_request,
+    pack_status_request,
+    unpack_status_request,
+)
 
 T = TypeVar("T")
 
@@ -70,7 +77,7 @@ class _Pending(NamedTuple):
 class Client:
     """One connection in its transmission phase. As a context manager it disconnects at the end."""
 
-    def __init__(self, sock: socket.socket, handshake: ClientHandshake, timeout_s: float | None = TIMEOUT_S) -> None:
+    def __init__(self, sock: Stream, handshake: ClientHandshake, timeout_s: float | None = TIMEOUT_S) -> None:
         """Take over a socket on which the handshake has just reached the transmission phase."""
         assert handshake.agreement is not None, handshake.phase
         self._agreement = handshake.agreement
@@ -89,7 +96,9 @@ class Client:
         self._dead = False  # the receiver has ended: nothing will complete any more
         self._reason: BaseException | None = None
         _limit_sending(sock, timeout_s)
-        self._reader = ReplyReader(self._agreement.structured, self._agreement.contexts, self._expectation)
+        agreement = self._agreement
+        self._pack = pack_extended_request if agreement.extended else pack_request
+        self._reader = ReplyReader(agreement.structured, agreement.contexts, self._expectation, agreement.extended)
         self._receiver = threading.Thread(
             target=self._receive, args=(handshake.leftover,), name="nbd-client", daemon=True
         )
@@ -116,6 +125,16 @@ class Client:
     def structured(self) -> bool:
         """Whether structured replies were negotiated."""
         return self._agreement.structured
+
+    @property
+    def is_secure(self) -> bool:
+        """Whether all goes through TLS."""
+        return isinstance(self._socket, TlsStream)
+
+    @property
+    def extended(self) -> bool:
+        """Whether extended headers were negotiated."""
+        return self._agreement.extended
 
     @property
     def flags(self) -> TransmissionFlag:
@@ -223,7 +242,7 @@ class Client:
         extents: list[Extent] = []
         end = offset + length
         while True:
-            asked = min(end - offset, STATUS_LENGTH_MAX_BYTES)
+            asked = end - offset if self.extended else min(end - offset, STATUS_LENGTH_MAX_BYTES)
             found = self._wait(self.block_status_async(offset, asked, req_one=req_one))
             extents += found
             offset += sum(extent.length for extent in found)
@@ -270,7 +289,14 @@ class Client:
                 raise NbdError(os_errno(ErrorValue.EINVAL), f"{BASE_ALLOCATION} was not negotiated")
             return _cut(reply.statuses[context], length)
 
-        return self._checked(Command.BLOCK_STATUS, CommandFlag.REQ_ONE * req_one, offset, length, extents)
+        flags, payload = CommandFlag.REQ_ONE * req_one, b""
+        if (
+            context is not None
+            and len(self._agreement.contexts) > 1
+            and self._has(TransmissionFlag.BLOCK_STATUS_PAYLOAD)
+        ):
+            flags, payload = flags | CommandFlag.PAYLOAD_LEN, pack_status_request(length, [context])
+        return self._checked(Command.BLOCK_STATUS, flags, offset, length, extents, payload)
 
     # Requests as they are, for tests of servers.
 
@@ -279,11 +305,13 @@ class Client:
     ) -> Future[Reply]:
         """Send any request, however wrong, and get the reply as it is; an error is not raised.
 
-        A WRITE without a length has that of its payload. A DISC is `disconnect`, or `send_raw`: it has no reply.
+        A WRITE without a length has that of its payload. With extended headers, PAYLOAD_LEN says that there is one:
+        a WRITE gets that flag, other commands only if `flags` has it, and then the length in the header is that of the
+        payload. A DISC is `disconnect`, or `send_raw`: it has no reply.
         """
         if command == Command.WRITE and not length:
             length = len(payload)
-        _check_numbers(command, flags, offset, length)
+        _check_numbers(command, flags, offset, length, self.extended)
         return self._send(command, flags, offset, length, payload, lambda reply: reply)
 
     def send_raw(self, data: Buffer) -> None:
@@ -354,8 +382,8 @@ class Client:
         payload: Buffer = b"",
     ) -> Future[T]:
         """Send a request if the standard lets a client send it; else fail as the server would."""
-        _check_numbers(command, flags, offset, length)
-        error, message = refusal(self._agreement, command, flags, offset, length)
+        _check_numbers(command, flags, offset, length, self.extended)
+        error, message = refusal(self._agreement, command, flags & ~CommandFlag.PAYLOAD_LEN, offset, length)
         if error:
             failed: Future[T] = Future()
             failed.set_exception(NbdError(os_errno(error), f"{message} (not sent)"))
@@ -377,12 +405,16 @@ class Client:
                 future.set_result(result)
 
         cookie = next(self._cookies)
-        header = pack_request(command, flags, cookie, offset, length)
+        if self.extended and command == Command.WRITE and len(payload):
+            flags |= CommandFlag.PAYLOAD_LEN
+        has_payload = self.extended and flags & CommandFlag.PAYLOAD_LEN
+        header = self._pack(command, flags, cookie, offset, len(payload) if has_payload else length)
+        selected = _selected(payload) if has_payload and command == Command.BLOCK_STATUS else None
         with self._lock:
             refused = self._dead or self._leaving
             reason = self._reason or ConnectionError("the client is leaving")
             if not refused:
-                expected = Expectation(command, flags, offset, length)
+                expected = Expectation(command, flags, offset, length, selected)
                 self._pending[cookie] = _Pending(expected, finish, future.set_exception)
         if refused:
             future.set_exception(_dead_because(reason))
@@ -464,7 +496,7 @@ class Client:
             if self._goodbye_sent or self._dead:
                 return
             self._goodbye_sent = True
-        self._transmit([memoryview(pack_request(Command.DISC, 0, next(self._cookies), 0, 0))])
+        self._transmit([memoryview(self._pack(Command.DISC, 0, next(self._cookies), 0, 0))])
 
     def _note(self, reason: BaseException) -> None:
         """Remember why the connection is dying; the first reason counts."""
@@ -494,47 +526,66 @@ def connect(
     uri: str,
     *,
     timeout_s: float | None = TIMEOUT_S,
+    answer_timeout_s: float | None = None,
+    extended: bool = True,
     structured: bool = True,
     contexts: tuple[str, ...] = (BASE_ALLOCATION,),
     export_name_only: bool = False,
 ) -> Client:
-    """A client of the export that a URI names; `timeout_s` is for this, and for each synchronous request later.
+    """A client of the export that a URI names.
 
-    Structured replies and metadata contexts are used if the server has them and they are not declined here; with
-    `export_name_only`, the export is chosen as the oldest clients do it.
+    `timeout_s` is for this, and for each synchronous request later, unless there is an `answer_timeout_s` for these.
+    Extended headers, or else structured replies, and metadata contexts are used if the server has them and they are not
+    declined here; who declines structured replies has no extended headers either. With `export_name_only`, the export
+    is chosen as the oldest clients do it.
     """
     target, deadline = parse(uri), Deadline(timeout_s)
     handshake = ClientHandshake(
-        target.export, structured=structured, contexts=contexts, export_name_only=export_name_only
+        target.export,
+        tls=target.tls is not None,
+        extended=extended and structured,
+        structured=structured,
+        contexts=contexts,
+        export_name_only=export_name_only,
     )
     sock = open_socket(target, deadline)
     try:
-        shake_hands(sock, handshake, deadline)
-        sock.settimeout(None)
-        return Client(sock, handshake, timeout_s)
+        stream = shake_hands(sock, handshake, deadline, target)
+        stream.settimeout(None)
+        return Client(stream, handshake, timeout_s if answer_timeout_s is None else answer_timeout_s)
     except BaseException:
         sock.close()
         raise
 
 
-def _limit_sending(sock: socket.socket, timeout_s: float | None) -> None:
+def _limit_sending(sock: Stream, timeout_s: float | None) -> None:
     """Let a send that makes no progress fail; a socket's own timeout would make the receiver fail too."""
-    if timeout_s is not None:
+    if isinstance(sock, TlsStream):
+        sock.send_timeout_s = timeout_s
+    elif timeout_s is not None:
         whole_s = int(timeout_s)
         limit = struct.pack("@ll", whole_s, int((timeout_s - whole_s) * 1e6))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
-def _check_numbers(command: int, flags: int, offset: int, length: int) -> None:
+def _check_numbers(command: int, flags: int, offset: int, length: int, extended: bool) -> None:
     """UsageError for what has no room in a request; whether a server would grant it is another question."""
     for what, number, bits in (
         ("command", command, 16),
         ("flags", flags, 16),
         ("offset", offset, 64),
-        ("length", length, 32),
+        ("length", length, 64 if extended else 32),
     ):
         if not 0 <= number < 1 << bits:
             raise UsageError(f"{what} {number} cannot be sent: expected 0 to {(1 << bits) - 1:#x}")
+
+
+def _selected(payload: Buffer) -> frozenset[int] | None:
+    """The contexts that a BLOCK_STATUS asks for; None if a server has to refuse it anyway."""
+    try:
+        return frozenset(unpack_status_request(payload)[1])
+    except PeerError:
+        return None
 
 
 def _dead_because(reason: BaseException) -> ConnectionError:

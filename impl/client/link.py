@@ -8,12 +8,18 @@ Errors:  ConnectionError and TimeoutError, as sockets raise them; HandshakeError
 from __future__ import annotations
 
 import socket
+import ssl
 import time
+from contextlib import closing
 
+from impl.client.tls import TlsStream
 from impl.client.uri import Target, parse
 from impl.nbd.agreement import ExportInfo, Phase
 from impl.nbd.client_handshake import ClientHandshake, Goal
 from impl.nbd.wire import MetaContext, ServerEntry
+from impl.tls import client_context
+
+Stream = socket.socket | TlsStream
 
 RECEIVE_BYTES = 64 << 10
 TIMEOUT_S = 30.0
@@ -59,31 +65,54 @@ def open_socket(target: Target, deadline: Deadline) -> socket.socket:
     return sock
 
 
-def shake_hands(sock: socket.socket, handshake: ClientHandshake, deadline: Deadline) -> None:
-    """Run a handshake to its end; HandshakeError when that is not the one it was for."""
+def shake_hands(
+    sock: socket.socket, handshake: ClientHandshake, deadline: Deadline, target: Target | None = None
+) -> Stream:
+    """Run a handshake to its end; what is spoken through from then on. HandshakeError when that end is not a good one.
+
+    target:  for whoever wants TLS
+    """
+    stream: Stream = sock
     while handshake.phase in (Phase.CLIENT_FLAGS, Phase.OPTIONS):
-        sock.settimeout(deadline.left_s())
-        sock.sendall(handshake.data_to_send())
-        received = sock.recv(RECEIVE_BYTES)
+        stream.settimeout(deadline.left_s())
+        stream.sendall(handshake.data_to_send())
+        received = stream.recv(RECEIVE_BYTES)
         if not received:
             raise HandshakeError("the server closed the connection during the handshake")
         handshake.receive(received)
+        if handshake.wants_tls:
+            assert target is not None
+            stream = start_tls(sock, target, deadline)
+            handshake.tls_started()
     if handshake.phase is Phase.CLOSED:
         try:
-            sock.sendall(handshake.data_to_send())
+            stream.sendall(handshake.data_to_send())
         except OSError as error:  # a farewell that comes too late; what the server said counts
             if handshake.error is None:
                 raise HandshakeError(f"the server left first: {error}") from error
     if handshake.error is not None:
         raise HandshakeError(handshake.error, handshake.refusal)
+    return stream
+
+
+def start_tls(sock: socket.socket, target: Target, deadline: Deadline) -> TlsStream:
+    """TLS over a socket, as the URI wants it. HandshakeError if the server is not who it should be."""
+    assert target.tls is not None
+    context = client_context(target.tls.certificates, target.tls.verify_peer)
+    hostname = target.tls.hostname or target.host or "localhost"
+    try:
+        return TlsStream(sock, context, hostname, deadline.left_s())
+    except ssl.SSLError as error:
+        raise HandshakeError(f"TLS with the server failed: {error}") from error
 
 
 def ask(uri: str, goal: Goal, timeout_s: float | None, queries: tuple[str, ...] = ()) -> ClientHandshake:
     """A handshake that only asks, done."""
     target, deadline = parse(uri), Deadline(timeout_s)
-    handshake = ClientHandshake(target.export, goal, contexts=queries)
+    handshake = ClientHandshake(target.export, goal, tls=target.tls is not None, contexts=queries)
     with open_socket(target, deadline) as sock:
-        shake_hands(sock, handshake, deadline)
+        with closing(shake_hands(sock, handshake, deadline, target)):
+            pass
     return handshake
 
 

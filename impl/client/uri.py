@@ -1,19 +1,39 @@
 """Where an NBD server is, written as a URI.
 
-Source:  "NBD URI" specification of the NBD project: nbd://HOST[:PORT][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH.
+Source:  "NBD URI" specification of the NBD project: nbd://HOST[:PORT][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH; the
+         same with nbds, for TLS; nbd_connect_uri(3) for tls-certificates, tls-hostname and tls-verify-peer.
 Errors:  UsageError, which says what would be understood.
-Omits:   nbds (TLS) and nbd+vsock.
+Omits:   nbd+vsock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from impl.errors import UsageError
+from impl.nbd.constants import MAX_STRING_BYTES
 
 DEFAULT_PORT = 10809
-FORMS = "nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH"
+FORMS = "nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH, or nbds for TLS"
+TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-verify-peer")
+BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How a server is made sure of: files of a directory, the name it has to have, and whether that matters at all."""
+
+    certificates: str | None = None
+    hostname: str | None = None
+    verify_peer: bool = True
+
+    def parameters(self) -> dict[str, str]:
+        """As they are written in a URI."""
+        found = {"tls-certificates": self.certificates, "tls-hostname": self.hostname}
+        told = {name: value for name, value in found.items() if value is not None}
+        return told if self.verify_peer else {**told, "tls-verify-peer": "false"}
 
 
 @dataclass(frozen=True)
@@ -24,15 +44,21 @@ class Target:
     path: str = ""
     host: str = ""
     port: int = DEFAULT_PORT
+    tls: Tls | None = None
 
     @property
     def uri(self) -> str:
         """The URI that parses to this."""
+        scheme = "nbd" if self.tls is None else "nbds"
         export = quote(self.export, safe="/")
+        parameters = {} if self.tls is None else self.tls.parameters()
         if self.path:
-            return f"nbd+unix:///{export}?socket={quote(self.path, safe='/')}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"nbd://{host}:{self.port}/{export}"
+            scheme, where = f"{scheme}+unix", "/"
+            parameters = {"socket": self.path, **parameters}
+        else:
+            where = f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
+        query = urlencode(parameters, safe="/", quote_via=quote)
+        return f"{scheme}://{where}{export}{'?' if query else ''}{query}"
 
 
 def parse(uri: str) -> Target:
@@ -44,35 +70,51 @@ def parse(uri: str) -> Target:
         raise _wrong(uri, str(error)) from None
     if parts.fragment:
         raise _wrong(uri, "a fragment (#) means nothing here; in an export's name it is written %23")
-    if parts.scheme == "nbd+unix":
-        return _unix(uri, parts)
-    if parts.scheme != "nbd":
+    scheme, plus, transport = parts.scheme.partition("+")
+    if scheme not in ("nbd", "nbds") or (plus and transport != "unix"):
         raise _wrong(uri, f"scheme {parts.scheme!r} is not known")
+    known = [*(["socket"] if transport else []), *(TLS_PARAMETERS if scheme == "nbds" else [])]
+    parameters = _parameters(uri, parts, known)
+    tls = _tls(uri, parameters) if scheme == "nbds" else None
+    if transport:
+        if parts.netloc:
+            raise _wrong(uri, f"a Unix socket has no host, but here is {parts.netloc!r}: three slashes are needed")
+        if not parameters.get("socket"):
+            raise _wrong(uri, "one socket=PATH is needed")
+        return Target(_export(uri, parts), path=parameters["socket"], tls=tls)
     if not parts.hostname:
         raise _wrong(uri, "the host is missing")
-    if parts.query:
-        raise _wrong(uri, f"parameter {parts.query!r} is not known")
-    return Target(_export(uri, parts), host=unquote(parts.hostname), port=DEFAULT_PORT if port is None else port)
+    host, port = unquote(parts.hostname), DEFAULT_PORT if port is None else port
+    return Target(_export(uri, parts), host=host, port=port, tls=tls)
 
 
-def _unix(uri: str, parts: SplitResult) -> Target:
-    if parts.netloc:
-        raise _wrong(uri, f"a Unix socket has no host, but here is {parts.netloc!r}: three slashes are needed")
-    parameters = parse_qsl(parts.query, keep_blank_values=True)
-    unknown = [name for name, _ in parameters if name != "socket"]
-    if unknown:
-        raise _wrong(uri, f"parameter {unknown[0]!r} is not known")
-    paths = [value for _, value in parameters]
-    if len(paths) != 1 or not paths[0]:
-        raise _wrong(uri, "one socket=PATH is needed")
-    return Target(_export(uri, parts), path=paths[0])
+def _parameters(uri: str, parts: SplitResult, known: Collection[str]) -> dict[str, str]:
+    """What stands behind the question mark; each once."""
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            raise _wrong(uri, f"parameter {name!r} is not known")
+        if name in found:
+            raise _wrong(uri, f"one {name}= is needed, not two")
+        found[name] = value
+    return found
+
+
+def _tls(uri: str, parameters: dict[str, str]) -> Tls:
+    verify = parameters.get("tls-verify-peer", "true")
+    if verify not in BOOLEANS:
+        raise _wrong(uri, f"tls-verify-peer={verify} is neither true nor false")
+    return Tls(parameters.get("tls-certificates"), parameters.get("tls-hostname"), BOOLEANS[verify])
 
 
 def _export(uri: str, parts: SplitResult) -> str:
     try:
-        return unquote(parts.path.removeprefix("/"), errors="strict")
+        name = unquote(parts.path.removeprefix("/"), errors="strict")
     except UnicodeDecodeError:
         raise _wrong(uri, "the export's name is not UTF-8") from None
+    if "\0" in name or len(name.encode()) > MAX_STRING_BYTES:
+        raise _wrong(uri, f"the export's name has a zero byte, or more than {MAX_STRING_BYTES}")
+    return name
 
 
 def _wrong(uri: str, reason: str) -> UsageError:

@@ -1,12 +1,14 @@
-"""The client's side of the handshake: fixed newstyle, newstyle, without TLS. Bytes in, bytes out.
+"""The client's side of the handshake: fixed newstyle, newstyle. Bytes in, bytes out.
 
-Source:  NBD protocol, "Newstyle negotiation", "Fixed newstyle negotiation", "Option types", "Option reply types".
+Source:  NBD protocol, "Newstyle negotiation", "Fixed newstyle negotiation", "Option types", "Option reply types",
+         "TLS support".
+TLS:     as of ServerHandshake: when `wants_tls` is set, everything else goes encrypted, and `tls_started` goes on.
 Shapes:  as ServerHandshake: `receive`, `data_to_send`, `phase`. What is asked, in which order, reads as one function
          for each goal, which yields an option and is resumed with the answer to it.
 Errors:  none is raised, whatever a server sends: phase CLOSED, and the reason in `error`. A server's refusal leaves
          its reply type in `refusal`, and an ABORT to be sent ("initiating a soft disconnect").
 Bounds:  one answer of at most MAX_ANSWER_BYTES.
-Omits:   oldstyle negotiation, and TLS.
+Omits:   oldstyle negotiation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import ClassVar, NamedTuple
 
 from impl.errors import PeerError
 from impl.nbd import wire
-from impl.nbd.agreement import Agreement, ExportInfo, Phase
+from impl.nbd.agreement import DEPENDING_ON_THE_CLIENT, Agreement, ExportInfo, Phase
 from impl.nbd.constants import (
     BASE_ALLOCATION,
     EXPORT_NAME_ZEROES_BYTES,
@@ -76,7 +78,7 @@ class _Answer(NamedTuple):
         return [data for reply, data in self.replies if reply == kind]
 
 
-Script = Generator[_Ask, _Answer, None]
+Script = Generator[_Ask | None, _Answer, None]  # None: TLS has to be started before it goes on
 
 
 class ClientHandshake:
@@ -87,6 +89,8 @@ class ClientHandshake:
         name: str = "",
         goal: Goal = Goal.GO,
         *,
+        tls: bool = False,
+        extended: bool = False,
         structured: bool = True,
         contexts: Sequence[str] = (BASE_ALLOCATION,),
         export_name_only: bool = False,
@@ -102,11 +106,15 @@ class ClientHandshake:
         self.contexts: list[wire.MetaContext] = []  # GO: as selected; LIST_META_CONTEXT: as available
         self._name = name
         self._goal = goal
+        self._ask_tls = tls
+        self.wants_tls = False
+        self._ask_extended = extended
         self._ask_structured = structured
         self._queries = contexts
         self._export_name_only = export_name_only
         self._flags = TransmissionFlag(0)
         self._structured = False
+        self._extended = False
         self._no_zeroes = False
         self._outgoing = bytearray()
         self._incoming = bytearray()
@@ -125,10 +133,19 @@ class ClientHandshake:
         """Take bytes as they came. Those behind the handshake are in `leftover`; after CLOSED they are dropped."""
         self._incoming += data
         try:
-            while self._STEPS[self.phase](self):
+            while not self.wants_tls and self._STEPS[self.phase](self):
                 pass
+            if self.wants_tls and self._incoming:
+                self.wants_tls = False
+                raise PeerError("the server has sent something in the clear, where it should start TLS")
         except PeerError as error:
             self._close(str(error))
+
+    def tls_started(self) -> None:
+        """From here on, bytes are received and sent encrypted."""
+        assert self.wants_tls
+        self.wants_tls = False
+        self._resume(None)
 
     # Phases. A step says whether another may follow on what has already been received.
 
@@ -153,6 +170,8 @@ class ClientHandshake:
             self._script = self._by_export_name()
         elif not fixed:
             raise PeerError("the server speaks only newstyle, which can do nothing but choose an export")
+        if self._ask_tls and not fixed:
+            raise PeerError("the server speaks only newstyle, which has no TLS")
         self._resume(None)
         return True
 
@@ -213,14 +232,14 @@ class ClientHandshake:
     # Goals.
 
     def _go(self) -> Script:
-        yield from self._negotiate_structured()
+        yield from self._negotiate()
         if self._structured and self._queries:
             answer = yield _Ask(Option.SET_META_CONTEXT, wire.pack_meta_query(self._name, self._queries))
             self._give_up_on(answer, OptionReply.ERR_SHUTDOWN, OptionReply.ERR_TLS_REQD)
             if answer.granted:
                 self.contexts = [wire.unpack_meta_context(data) for data in answer.of(OptionReply.META_CONTEXT)]
         answer = yield _Ask(Option.GO, wire.pack_info_request(self._name, INFOS))
-        if answer.final == OptionReply.ERR_UNSUP:
+        if answer.final == OptionReply.ERR_UNSUP and not self._extended:
             yield from self._by_export_name()
             return
         self._need(answer)
@@ -228,22 +247,24 @@ class ClientHandshake:
         self._agree()
 
     def _by_export_name(self) -> Script:
+        yield from self._secure()
         yield _Ask(Option.EXPORT_NAME, wire.pack_text(self._name))
         raise AssertionError("EXPORT_NAME has no option reply")
 
     def _info(self) -> Script:
-        yield from self._negotiate_structured()
+        yield from self._negotiate()
         answer = yield _Ask(Option.INFO, wire.pack_info_request(self._name, INFOS))
         self._need(answer)
         self._learn_export(answer)
 
     def _list(self) -> Script:
+        yield from self._secure()
         answer = yield _Ask(Option.LIST)
         self._need(answer)
         self.exports = [wire.unpack_server_entry(data) for data in answer.of(OptionReply.SERVER)]
 
     def _list_meta_context(self) -> Script:
-        yield from self._negotiate_structured()
+        yield from self._negotiate()
         answer = yield _Ask(Option.LIST_META_CONTEXT, wire.pack_meta_query(self._name, self._queries))
         self._need(answer)
         self.contexts = [wire.unpack_meta_context(data) for data in answer.of(OptionReply.META_CONTEXT)]
@@ -257,8 +278,21 @@ class ClientHandshake:
 
     # What the steps and goals share.
 
-    def _negotiate_structured(self) -> Script:
-        if self._ask_structured:
+    def _secure(self) -> Script:
+        """Start TLS, if that is wanted and has not been done."""
+        if self._ask_tls:
+            self._ask_tls = False
+            self._need((yield _Ask(Option.STARTTLS)))
+            yield None
+
+    def _negotiate(self) -> Script:
+        """TLS, if that is wanted; and of the ways to reply, the best that both sides know."""
+        yield from self._secure()
+        if self._ask_extended:
+            answer = yield _Ask(Option.EXTENDED_HEADERS)
+            self._give_up_on(answer, OptionReply.ERR_SHUTDOWN, OptionReply.ERR_TLS_REQD)
+            self._structured = self._extended = answer.granted
+        if self._ask_structured and not self._extended:
             answer = yield _Ask(Option.STRUCTURED_REPLY)
             self._give_up_on(answer, OptionReply.ERR_SHUTDOWN, OptionReply.ERR_TLS_REQD)
             self._structured = answer.granted
@@ -294,12 +328,12 @@ class ClientHandshake:
 
     def _learn(self, flags: int, export: ExportInfo) -> None:
         self._flags = TransmissionFlag(flags)
-        self.export = replace(export, flags=TransmissionFlag(flags & ~int(TransmissionFlag.SEND_DF)))
+        self.export = replace(export, flags=TransmissionFlag(flags & ~int(DEPENDING_ON_THE_CLIENT)))
 
     def _agree(self) -> None:
         assert self.export is not None
         ids = tuple(context.id for context in self.contexts)
-        self.agreement = Agreement(self.export, self._flags, self._structured, ids)
+        self.agreement = Agreement(self.export, self._flags, self._structured, ids, self._extended)
         self.phase = Phase.TRANSMISSION
 
     def _resume(self, answer: _Answer | None) -> None:
@@ -312,6 +346,9 @@ class ClientHandshake:
             return
         except _Refused as refused:
             self._leave(str(refused))
+            return
+        if ask is None:
+            self.wants_tls = True
             return
         self._asked = ask.option
         self._outgoing += wire.pack_option(*ask)

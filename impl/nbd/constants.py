@@ -1,9 +1,9 @@
 """The numbers of the NBD protocol, by the names the standard gives them.
 
-Source:  NBD protocol, section "Values" and its subsections; magics from "Protocol phases".
+Source:  NBD protocol, section "Values" and its subsections; magics from "Protocol phases". Of extended headers, the
+         text of the branch `extension-ext-header`, to which the standard refers.
 Units:   limits end in _BYTES or _COUNT.
-Omits:   the messages of two extensions, extended headers and resize, which are unknown numbers here. What they add to
-         the standard's own messages has its name (EXTENDED_HEADERS, ERR_EXT_HEADER_REQD, PAYLOAD_LEN, SEND_RESIZE).
+Omits:   the messages of the extension for resizing, which are unknown numbers here; SEND_RESIZE has its name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ OPTION_REPLY_MAGIC = 0x0003E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_REPLY_MAGIC = 0x67446698
 STRUCTURED_REPLY_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_REPLY_MAGIC = 0x6E8A278C
 
 # Limits of the standard.
 MAX_STRING_BYTES = 4096  # "Conventions"
@@ -35,7 +37,11 @@ UINT16_MAX = (1 << 16) - 1
 UINT32_MAX = (1 << 32) - 1
 UINT64_MAX = (1 << 64) - 1
 
+# Metadata contexts that are served, by the numbers that they have here ("Metadata querying": an id "is transient").
 BASE_ALLOCATION = "base:allocation"
+ALLOCATION_DEPTH = "qemu:allocation-depth"  # QEMU, docs/interop/nbd.rst
+BLOCK_STATE = "cowproof:state"
+CONTEXT_IDS = {BASE_ALLOCATION: 1, ALLOCATION_DEPTH: 2, BLOCK_STATE: 3}
 
 
 class HandshakeFlag(IntFlag):
@@ -67,6 +73,7 @@ class TransmissionFlag(IntFlag):
     SEND_RESIZE = 1 << 9
     SEND_CACHE = 1 << 10
     SEND_FAST_ZERO = 1 << 11
+    BLOCK_STATUS_PAYLOAD = 1 << 12
 
 
 class Option(IntEnum):
@@ -161,6 +168,7 @@ class ChunkType(IntEnum):
     OFFSET_DATA = 1
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
     ERROR = _ERROR_CHUNK + 1
     ERROR_OFFSET = _ERROR_CHUNK + 2
 

@@ -1,7 +1,7 @@
 """Replies off the wire, put together and held to the rules: the client's receiving half of the transmission phase.
 
-Source:  NBD protocol, "Simple reply message", "Structured reply chunk message", "Structured reply flags",
-         "Structured reply types", and each command under "Request types".
+Source:  NBD protocol, "Simple reply message", "Structured reply chunk message", "Extended reply chunk message",
+         "Structured reply flags", "Structured reply types", and each command under "Request types".
 Shapes:  as RequestReader: receive into `buffer()`, say how much with `received()`, take whole replies from `next()`
          until it gives None. Data are received straight into the reply they belong to.
 Units:   offsets and lengths in bytes.
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from impl.errors import PeerError
 from impl.nbd.constants import (
+    EXTENDED_REPLY_MAGIC,
     MAX_PAYLOAD_BYTES,
     MAX_STRING_BYTES,
     SIMPLE_REPLY_MAGIC,
@@ -33,14 +34,18 @@ from impl.nbd.constants import (
 from impl.nbd.wire import (
     CHUNK,
     CHUNK_CONTEXT,
+    CHUNK_CONTEXT_EXT,
     CHUNK_DATA,
     CHUNK_ERROR,
     CHUNK_ERROR_OFFSET,
     CHUNK_HOLE,
     DESCRIPTOR,
+    DESCRIPTOR_EXT,
+    EXTENDED_CHUNK,
     SIMPLE_REPLY,
     Buffer,
     unpack_descriptors,
+    unpack_extended_descriptors,
 )
 
 RECEIVE_BUFFER_BYTES = 64 << 10
@@ -48,12 +53,17 @@ _NOTHING = memoryview(bytearray())
 
 
 class Expectation(NamedTuple):
-    """What a client remembers of a request while it waits for the reply."""
+    """What a client remembers of a request while it waits for the reply.
+
+    length:    of the range
+    contexts:  of a BLOCK_STATUS, if it asked for some only
+    """
 
     command: int
     flags: int
     offset: int
     length: int
+    contexts: frozenset[int] | None = None
 
 
 class Reply(NamedTuple):
@@ -74,9 +84,16 @@ PAYLOAD_BYTES: dict[int, tuple[int, int]] = {
     ChunkType.OFFSET_DATA: (9, 8 + MAX_PAYLOAD_BYTES),
     ChunkType.OFFSET_HOLE: (CHUNK_HOLE.size, CHUNK_HOLE.size),
     ChunkType.BLOCK_STATUS: (CHUNK_CONTEXT.size + DESCRIPTOR.size, CHUNK_CONTEXT.size + MAX_PAYLOAD_BYTES),
+    ChunkType.BLOCK_STATUS_EXT: (
+        CHUNK_CONTEXT_EXT.size + DESCRIPTOR_EXT.size,
+        CHUNK_CONTEXT_EXT.size + MAX_PAYLOAD_BYTES,
+    ),
     ChunkType.ERROR: (CHUNK_ERROR.size, CHUNK_ERROR.size + MAX_PAYLOAD_BYTES),
     ChunkType.ERROR_OFFSET: (CHUNK_ERROR.size + CHUNK_ERROR_OFFSET.size, CHUNK_ERROR.size + MAX_PAYLOAD_BYTES),
 }
+
+
+STATUS_TYPES = (ChunkType.BLOCK_STATUS, ChunkType.BLOCK_STATUS_EXT)
 
 
 @dataclass(slots=True)
@@ -97,7 +114,7 @@ class _Assembly:
 
     def place(self, offset: int, length: int) -> memoryview:
         """Where content goes, once it is found to be in order."""
-        command, flags, base, asked = self.expected
+        command, flags, base, asked, _ = self.expected
         end = offset + length
         if command != Command.READ:
             raise PeerError(f"content chunk in the reply to command {command}")
@@ -137,20 +154,16 @@ class _Assembly:
         """Zeroes, which the data consist of from the beginning."""
         self.place(*CHUNK_HOLE.unpack(payload))
 
-    def take_status(self, payload: memoryview, contexts: frozenset[int]) -> None:
+    def take_status(self, chunk_type: int, payload: memoryview, contexts: frozenset[int]) -> None:
         """The extents of one context."""
-        command, flags, _, asked = self.expected
+        command, flags, _, asked, some = self.expected
         if command != Command.BLOCK_STATUS:
             raise PeerError(f"block status in the reply to command {command}")
-        (context,) = CHUNK_CONTEXT.unpack_from(payload)
-        if context not in contexts:
+        context, descriptors = _status_of(chunk_type, payload)
+        if context not in (contexts if some is None else some):
             raise PeerError(f"block status of context {context}, negotiated are {sorted(contexts)}")
         if context in self.statuses:
             raise PeerError(f"second block status of context {context}")
-        listed = payload[CHUNK_CONTEXT.size :]
-        if len(listed) % DESCRIPTOR.size:
-            raise PeerError(f"block status of {len(listed)} bytes, expected a multiple of {DESCRIPTOR.size}")
-        descriptors = unpack_descriptors(listed)
         lengths = [length for length, _ in descriptors]
         if not all(lengths):
             raise PeerError("extent of no bytes")
@@ -172,7 +185,7 @@ class _Assembly:
         offset = None
         if fixed:
             (offset,) = CHUNK_ERROR_OFFSET.unpack_from(rest, length)
-            _, _, base, asked = self.expected
+            _, _, base, asked, _ = self.expected
             if not base <= offset < base + asked:
                 raise PeerError(f"error at {offset}, outside of the request [{base}, +{asked})")
             self.error_offsets.append(offset)
@@ -182,7 +195,9 @@ class _Assembly:
 
     def whole(self, contexts: frozenset[int]) -> Reply:
         """The reply, after its last chunk, if it carries all that its success claims."""
-        command, _, offset, length = self.expected
+        command, _, offset, length, some = self.expected
+        if some is not None:
+            contexts = some
         if not self.error and command == Command.READ and length and self.covered != [(offset, offset + length)]:
             raise PeerError(f"READ of [{offset}, +{length}) succeeded without all of its data")
         if not self.error and command == Command.BLOCK_STATUS and self.statuses.keys() != contexts:
@@ -205,10 +220,16 @@ class ReplyReader:
     """One connection's replies, as they become whole."""
 
     def __init__(
-        self, structured: bool, contexts: Collection[int], pending: Callable[[int], Expectation | None]
+        self,
+        structured: bool,
+        contexts: Collection[int],
+        pending: Callable[[int], Expectation | None],
+        extended: bool = False,
     ) -> None:
         """`pending` gives the request that waits under a cookie; it is asked at most once for each reply."""
         self._structured = structured
+        self._take_message = self._take_extended if extended else self._take_compact
+        self._status_type = ChunkType.BLOCK_STATUS_EXT if extended else ChunkType.BLOCK_STATUS
         self._contexts = frozenset(contexts)
         self._pending = pending
         self._view = memoryview(bytearray(RECEIVE_BUFFER_BYTES))
@@ -256,7 +277,39 @@ class ReplyReader:
             self._broken = str(error)
             raise
 
-    def _take_message(self) -> bool:
+    def _take_extended(self) -> bool:
+        """As `_take_compact`, with extended headers, of which there is one kind."""
+        start, have = self._start, self._end - self._start
+        if have < EXTENDED_CHUNK.size:
+            return False
+        magic, flags, chunk_type, cookie, offset, length = EXTENDED_CHUNK.unpack_from(self._view, start)
+        if magic != EXTENDED_REPLY_MAGIC:
+            raise PeerError(f"reply magic is {magic:#x}, which was not negotiated")
+        self._check_payload(chunk_type, length)
+        header_size = EXTENDED_CHUNK.size
+        if chunk_type == ChunkType.OFFSET_DATA:
+            header_size += CHUNK_ERROR_OFFSET.size
+            if have < header_size:
+                return False
+        assembly = self._assembly(cookie, chunk_type)
+        if offset != assembly.expected.offset:
+            raise PeerError(f"reply with offset {offset} to a request with offset {assembly.expected.offset}")
+        self._take_chunk(assembly, start, header_size, ReplyFlag.DONE & flags, chunk_type, length)
+        return True
+
+    def _take_chunk(
+        self, assembly: _Assembly, start: int, header_size: int, done: int, chunk_type: int, length: int
+    ) -> None:
+        """What a chunk's header at `start` brings, that of data with their offset."""
+        self._start = start + header_size
+        if chunk_type != ChunkType.OFFSET_DATA:
+            payload = bytearray(length)
+            self._await(assembly, bool(done), chunk_type, memoryview(payload), payload)
+            return
+        (offset,) = CHUNK_ERROR_OFFSET.unpack_from(self._view, self._start - CHUNK_ERROR_OFFSET.size)
+        self._await(assembly, bool(done), chunk_type, assembly.place(offset, length - CHUNK_ERROR_OFFSET.size), None)
+
+    def _take_compact(self) -> bool:
         """Parse one header, and note what it brings; False when it has not come yet."""
         start, have = self._start, self._end - self._start
         if have < SIMPLE_REPLY.size:
@@ -271,26 +324,19 @@ class ReplyReader:
         if have < CHUNK.size:
             return False
         _, flags, chunk_type, cookie, length = CHUNK.unpack_from(self._view, start)
-        _check_payload(chunk_type, length)
-        done = bool(flags & ReplyFlag.DONE)
-        if chunk_type != ChunkType.OFFSET_DATA:
-            self._start = start + CHUNK.size
-            payload = bytearray(length)
-            self._await(self._assembly(cookie, chunk_type), done, chunk_type, memoryview(payload), payload)
-            return True
-        if have < CHUNK_DATA.size:
+        self._check_payload(chunk_type, length)
+        header_size = CHUNK_DATA.size if chunk_type == ChunkType.OFFSET_DATA else CHUNK.size
+        if have < header_size:
             return False
-        (offset,) = CHUNK_ERROR_OFFSET.unpack_from(self._view, start + CHUNK.size)
-        self._start = start + CHUNK_DATA.size
         assembly = self._assembly(cookie, chunk_type)
-        self._await(assembly, done, chunk_type, assembly.place(offset, length - 8), None)
+        self._take_chunk(assembly, start, header_size, ReplyFlag.DONE & flags, chunk_type, length)
         return True
 
     def _take_simple(self, error: int, cookie: int) -> None:
         if cookie in self._assemblies:
             raise PeerError(f"simple reply amid the structured reply to cookie {cookie:#x}")
         assembly = _Assembly(cookie, self._expectation(cookie), error=error)
-        command, _, offset, length = assembly.expected
+        command, _, offset, length, _ = assembly.expected
         target = _NOTHING
         if self._structured and command == Command.READ:
             raise PeerError("simple reply to READ, though structured replies were negotiated")
@@ -338,17 +384,31 @@ class ReplyReader:
             assembly.take_error(chunk_type, payload)
         elif chunk_type == ChunkType.OFFSET_HOLE:
             assembly.take_hole(payload)
-        elif chunk_type == ChunkType.BLOCK_STATUS:
-            assembly.take_status(payload, self._contexts)
+        elif chunk_type == self._status_type:
+            assembly.take_status(chunk_type, payload, self._contexts)
         elif not done:
             raise PeerError("NONE chunk that is not the last")
 
+    def _check_payload(self, chunk_type: int, length: int) -> None:
+        known = ChunkType.ERROR if is_error_chunk(chunk_type) and chunk_type not in PAYLOAD_BYTES else chunk_type
+        bounds = PAYLOAD_BYTES.get(known)
+        if bounds is None:
+            raise PeerError(f"unknown chunk type {chunk_type}")
+        if chunk_type in STATUS_TYPES and chunk_type != self._status_type:
+            raise PeerError(f"chunk type {chunk_type}, expected {self._status_type} with the headers negotiated")
+        shortest, longest = bounds
+        if not shortest <= length <= longest:
+            raise PeerError(f"chunk type {chunk_type} of {length} bytes, expected {shortest} to {longest}")
 
-def _check_payload(chunk_type: int, length: int) -> None:
-    known = ChunkType.ERROR if is_error_chunk(chunk_type) and chunk_type not in PAYLOAD_BYTES else chunk_type
-    bounds = PAYLOAD_BYTES.get(known)
-    if bounds is None:
-        raise PeerError(f"unknown chunk type {chunk_type}")
-    shortest, longest = bounds
-    if not shortest <= length <= longest:
-        raise PeerError(f"chunk type {chunk_type} of {length} bytes, expected {shortest} to {longest}")
+
+def _status_of(chunk_type: int, payload: memoryview) -> tuple[int, list[tuple[int, int]]]:
+    """A context, and its extents."""
+    extended = chunk_type == ChunkType.BLOCK_STATUS_EXT
+    header, descriptor = (CHUNK_CONTEXT_EXT, DESCRIPTOR_EXT) if extended else (CHUNK_CONTEXT, DESCRIPTOR)
+    context, *counts = header.unpack_from(payload)
+    listed = payload[header.size :]
+    if len(listed) % descriptor.size:
+        raise PeerError(f"block status of {len(listed)} bytes, expected a multiple of {descriptor.size}")
+    if counts and counts[0] * descriptor.size != len(listed):
+        raise PeerError(f"block status of {counts[0]} extents in {len(listed)} bytes")
+    return context, (unpack_extended_descriptors if extended else unpack_descriptors)(listed)

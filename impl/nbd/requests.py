@@ -9,6 +9,10 @@ Errors:  a request that breaks a rule comes out with `error` set, in its turn, a
          stays so on every further call: there is no telling where the next request begins.
 Bounds:  one receive buffer, and one payload of at most `agreement.payload_max` bytes.
 
+With extended headers, a payload is what PAYLOAD_LEN says; one that is too long for this connection is a PeerError, too
+("Request message"), and any other that a request may not have is skipped. The judge of requests, `refusal`, is not
+shown that flag where a payload is in order.
+
 Many small requests are parsed out of one receive, and their payloads copied out of it; a payload that is not yet
 whole gets a buffer of its own, which the kernel fills directly.
 
@@ -26,6 +30,7 @@ from typing import NamedTuple
 from impl.errors import PeerError
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import (
+    EXTENDED_REQUEST_MAGIC,
     REQUEST_MAGIC,
     UINT32_MAX,
     UINT64_MAX,
@@ -34,7 +39,7 @@ from impl.nbd.constants import (
     ErrorValue,
     TransmissionFlag,
 )
-from impl.nbd.wire import REQUEST, Buffer
+from impl.nbd.wire import EXTENDED_REQUEST, REQUEST, STATUS_REQUEST, Buffer, unpack_status_request
 
 RECEIVE_BUFFER_BYTES = 64 << 10
 # What is received at once while large payloads come one after the other: the header of the next request, and as little
@@ -53,10 +58,13 @@ class Request(NamedTuple):
     cookie: int
     offset: int
     length: int
-    payload: Buffer  # of WRITE; it stays valid, and belongs to the receiver of the request
+    # Of WRITE; it stays valid, and belongs to the receiver of the request. Of BLOCK_STATUS, the contexts asked for.
+    payload: Buffer
     error: int
     message: str
 
+
+PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 
 # What runs for each request: without a NamedTuple's own constructor, which takes twice as long.
 _new = tuple.__new__
@@ -167,12 +175,13 @@ def limits(agreement: Agreement, command: int) -> Limits | None:
     if unusable(agreement, command)[0]:
         return None
     wrong_flags = UINT32_MAX & ~allowed_flags(agreement, command)
+    length_max = agreement.length_max
     if not rule.ranged:
-        return Limits(wrong_flags, 0, UINT32_MAX, UINT64_MAX + UINT32_MAX, 0)
+        return Limits(wrong_flags, 0, length_max, UINT64_MAX + length_max, 0)
     return Limits(
         wrong_flags,
         1 if rule.empty_error else 0,
-        agreement.payload_max if rule.payload else UINT32_MAX,
+        agreement.payload_max if rule.payload else length_max,
         agreement.export.size,
         agreement.export.block_min - 1,
     )
@@ -315,3 +324,89 @@ class RequestReader:
                 return None
         request, self._waiting = self._waiting, None
         return request
+
+
+class ExtendedRequestReader(RequestReader):
+    """The same, with extended headers."""
+
+    def next(self) -> Request | None:
+        """As without."""
+        if self._waiting is not None:
+            return self._finish()
+        if self._end - self._start < EXTENDED_REQUEST.size:
+            return None
+        magic, flags, command, cookie, offset, length = EXTENDED_REQUEST.unpack_from(self._view, self._start)
+        if magic != EXTENDED_REQUEST_MAGIC:
+            raise PeerError(f"request magic is {magic:#x}, expected {EXTENDED_REQUEST_MAGIC:#x}")
+        if flags & PAYLOAD_LEN and length > self._agreement.payload_max:
+            raise PeerError(f"payload of {length} bytes, at most {self._agreement.payload_max} allowed")
+        self._start += EXTENDED_REQUEST.size
+        if command == Command.DISC:
+            self._disconnect()
+            return Request(command, flags, cookie, offset, length, b"", 0, "")
+        if flags & PAYLOAD_LEN:
+            return self._take_payload(command, flags, cookie, offset, length)
+        error, message = self._judged(command, flags, offset, length)
+        return Request(command, flags, cookie, offset, length, b"", error, message)
+
+    def _judged(self, command: int, flags: int, offset: int, length: int) -> tuple[int, str]:
+        """Of a request without a payload."""
+        found = self._limits.get(command)
+        if found is not None and (command != Command.WRITE or not length):
+            wrong_flags, length_min, length_max, end_max, misaligned = found
+            if (
+                not flags & wrong_flags
+                and length_min <= length <= length_max
+                and offset + length <= end_max
+                and not (offset | length) & misaligned
+            ):
+                return 0, ""
+        error, message = refusal(self._agreement, command, flags, offset, length)
+        return (error, message) if error else (ErrorValue.EINVAL, "WRITE without a payload")
+
+    def _take_payload(self, command: int, flags: int, cookie: int, offset: int, length: int) -> Request | None:
+        """A payload to be received, or, if the request is wrong already, to be skipped."""
+        error, message = self._judged_payload(command, flags, offset, length)
+        if error:
+            self._waiting, self._skip = Request(command, flags, cookie, offset, length, b"", error, message), length
+            return self._finish()
+        payload = self._payload_buffer(length)
+        have = min(self._end - self._start, length)
+        payload[:have] = self._view[self._start : self._start + have]
+        self._start += have
+        self._payload = payload[have:]
+        self.awaits_payload = have < length
+        self._waiting = Request(command, flags, cookie, offset, length, payload, 0, "")
+        return self._finish()
+
+    def _judged_payload(self, command: int, flags: int, offset: int, length: int) -> tuple[int, str]:
+        agreement = self._agreement
+        if command == Command.WRITE:
+            return refusal(agreement, command, flags & ~PAYLOAD_LEN, offset, length)
+        if command != Command.BLOCK_STATUS or not agreement.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD:
+            return refusal(agreement, command, flags, 0, 0)
+        longest = STATUS_REQUEST.size + 4 * len(agreement.contexts)
+        if length > longest:  # some are unknown, or there twice
+            return ErrorValue.EINVAL, f"BLOCK_STATUS with a payload of {length} bytes, at most {longest} expected"
+        return 0, ""
+
+    def _finish(self) -> Request | None:
+        """The waiting request, once its payload is whole, or skipped, and understood."""
+        request = super()._finish()
+        if request is None or request.command != Command.BLOCK_STATUS or request.error:
+            return request
+        flags = request.flags & ~PAYLOAD_LEN
+        try:
+            length, contexts = unpack_status_request(request.payload)
+        except PeerError as problem:
+            return request._replace(error=ErrorValue.EINVAL, message=str(problem), payload=b"")
+        if not contexts or len(set(contexts)) < len(contexts) or not set(contexts) <= set(self._agreement.contexts):
+            message = f"BLOCK_STATUS of contexts {list(contexts)}, selected are {list(self._agreement.contexts)}"
+            return request._replace(length=length, error=ErrorValue.EINVAL, message=message, payload=b"")
+        error, message = refusal(self._agreement, request.command, flags, request.offset, length)
+        return request._replace(length=length, error=error, message=message)
+
+
+def request_reader(agreement: Agreement, leftover: bytes = b"") -> RequestReader:
+    """A reader for the headers that were agreed on."""
+    return ExtendedRequestReader(agreement, leftover) if agreement.extended else RequestReader(agreement, leftover)

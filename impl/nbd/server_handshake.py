@@ -1,6 +1,10 @@
-"""The server's side of the handshake: fixed newstyle, without TLS ("NOTLS mode"). Bytes in, bytes out.
+"""The server's side of the handshake: fixed newstyle. Bytes in, bytes out.
 
-Source:  NBD protocol, "Newstyle negotiation", "Fixed newstyle negotiation", "Option types", "Metadata querying".
+Source:  NBD protocol, "Newstyle negotiation", "Fixed newstyle negotiation", "Option types", "Metadata querying",
+         "TLS support".
+TLS:     when STARTTLS was granted, `wants_tls` is set: what is to be sent still goes in the clear, and everything else
+         encrypted, in both directions; `tls_started` says that it does. What was negotiated before counts no more, and
+         a client that has sent anything behind STARTTLS is dropped: it could have come from somebody else.
 Errors:  none is raised, whatever a client sends. What the standard answers with an error reply gets one, and the next
          option is parsed where it begins; what it does not leaves phase CLOSED, with the reason in `error`.
 Bounds:  what is kept of a client is at most one option of MAX_OPTION_DATA_BYTES beside what the caller passed last;
@@ -21,16 +25,17 @@ from typing import ClassVar, NamedTuple
 
 from impl.errors import PeerError
 from impl.nbd import wire
-from impl.nbd.agreement import Agreement, ExportInfo, Phase
+from impl.nbd.agreement import Agreement, ExportInfo, Phase, Tls
 from impl.nbd.constants import (
-    BASE_ALLOCATION,
     BLOCK_PREFERRED_DEFAULT_BYTES,
+    CONTEXT_IDS,
     EXPORT_NAME_ZEROES_BYTES,
     MAX_OPTION_COUNT,
     MAX_OPTION_DATA_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_STRING_BYTES,
     OPTION_MAGIC,
+    REQUEST_MAGIC,
     ClientFlag,
     HandshakeFlag,
     Info,
@@ -43,13 +48,10 @@ __all__ = ["Agreement", "ExportInfo", "Phase", "ServerHandshake"]
 
 HANDSHAKE_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 KNOWN_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)  # an int: ~ of a flag has known bits only
-BASE_ALLOCATION_ID = 1
 MAX_UNSENT_BYTES = 1 << 20
+# What a client may ask before TLS where that is required ("FORCEDTLS mode").
+ALLOWED_IN_THE_CLEAR = (Option.STARTTLS, Option.ABORT)
 DEFAULT_SIZES = wire.BlockSizes(1, BLOCK_PREFERRED_DEFAULT_BYTES, MAX_PAYLOAD_BYTES)
-
-# Queries that find base:allocation ("The `base:` metadata namespace").
-LIST_QUERIES = frozenset({"base:", BASE_ALLOCATION})
-SET_QUERIES = frozenset({BASE_ALLOCATION})
 
 
 class _Header(NamedTuple):
@@ -81,12 +83,15 @@ class _Rule(NamedTuple):
 class ServerHandshake:
     """One client's handshake. Feed `receive`, send what `data_to_send` gives, look at `phase`."""
 
-    def __init__(self, exports: Mapping[str, ExportInfo], default: str) -> None:
+    def __init__(self, exports: Mapping[str, ExportInfo], default: str, tls: Tls = Tls.OFF) -> None:
         for name, export in exports.items():
             assert export.name == name, f"export {export.name!r} is listed as {name!r}"
             export.check()
         self._exports = exports
         self._default = default
+        self._tls = tls
+        self._is_secure = False
+        self.wants_tls = False
         self.phase = Phase.CLIENT_FLAGS
         self.agreement: Agreement | None = None
         self.leftover = b""
@@ -99,6 +104,7 @@ class ServerHandshake:
         self._fixed = False
         self._no_zeroes = False
         self._structured = False
+        self._extended = False
         self._contexts: tuple[int, ...] = ()
         self._contexts_export: ExportInfo | None = None
 
@@ -111,8 +117,19 @@ class ServerHandshake:
     def receive(self, data: bytes) -> None:
         """Take bytes as they came. Those behind the handshake are in `leftover`; after CLOSED they are dropped."""
         self._incoming += data
-        while self._STEPS[self.phase](self):
+        while not self.wants_tls and self._STEPS[self.phase](self):
             pass
+        if self.wants_tls and self._incoming:
+            self.wants_tls = False
+            self._close("it has sent something in the clear behind NBD_OPT_STARTTLS")
+            self._outgoing.clear()
+
+    def tls_started(self) -> None:
+        """From here on, bytes are received and sent encrypted."""
+        assert self.wants_tls
+        self.wants_tls, self._is_secure = False, True
+        self._structured = self._extended = False
+        self._contexts, self._contexts_export = (), None
 
     # Phases. A step says whether another may follow on what has already been received.
 
@@ -120,6 +137,9 @@ class ServerHandshake:
         if len(self._incoming) < wire.CLIENT_FLAGS.size:
             return False
         (flags,) = wire.CLIENT_FLAGS.unpack(self._take(wire.CLIENT_FLAGS.size))
+        if flags == REQUEST_MAGIC:
+            self._close("it speaks the oldstyle handshake, in which a request comes at once; this is newstyle")
+            return True
         if flags & ~KNOWN_CLIENT_FLAGS:
             self._close(f"client flags are {flags:#x}, known are {KNOWN_CLIENT_FLAGS:#x}")
             return True
@@ -196,6 +216,9 @@ class ServerHandshake:
         option = header.option
         rule = self._RULES.get(option)
         try:
+            if self._tls is Tls.REQUIRE and not self._is_secure and option not in ALLOWED_IN_THE_CLEAR:
+                self._insist_on_tls(option)
+                return
             if rule is None:
                 raise _Refused(OptionReply.ERR_UNSUP, f"option {option} is not supported")
             if header.length > rule.data_max and rule.too_long is not None:
@@ -207,7 +230,16 @@ class ServerHandshake:
         except PeerError as error:
             self._reply(option, OptionReply.ERR_INVALID, wire.shorten(str(error)))
 
+    def _insist_on_tls(self, option: int) -> None:
+        if option == Option.EXPORT_NAME:
+            self._close(f"{_name(option)} in the clear, and TLS is required")
+            return
+        raise _Refused(OptionReply.ERR_TLS_REQD, "this server requires TLS")
+
     def _export_name(self, option: int, data: bytes) -> None:
+        if self._extended:  # "a client MUST NOT use NBD_OPT_EXPORT_NAME"
+            self._close(f"{_name(option)} from a client that has asked for extended headers")
+            return
         try:
             export = self._find(wire.text(data))
         except (PeerError, _Refused) as error:
@@ -228,8 +260,13 @@ class ServerHandshake:
             self._reply(option, OptionReply.SERVER, wire.pack_server_entry(export.name, export.description))
         self._reply(option, OptionReply.ACK)
 
-    def _start_tls(self, _option: int, _: bytes) -> None:
-        raise _Refused(OptionReply.ERR_POLICY, "this server does not offer TLS")
+    def _start_tls(self, option: int, _: bytes) -> None:
+        if self._tls is Tls.OFF:
+            raise _Refused(OptionReply.ERR_POLICY, "this server does not offer TLS")
+        if self._is_secure:
+            raise _Refused(OptionReply.ERR_INVALID, "TLS has been started already")
+        self._reply(option, OptionReply.ACK)
+        self.wants_tls = True
 
     def _info_or_go(self, option: int, data: bytes) -> None:
         request = wire.unpack_info_request(data)
@@ -248,21 +285,29 @@ class ServerHandshake:
             self._agree(export)
 
     def _structured_reply(self, option: int, _: bytes) -> None:
+        if self._extended:
+            raise _Refused(OptionReply.ERR_EXT_HEADER_REQD, "extended headers were asked for, and take precedence")
         self._structured = True
+        self._reply(option, OptionReply.ACK)
+
+    def _extended_headers(self, option: int, _: bytes) -> None:
+        self._structured = self._extended = True  # "takes precedence over structured replies"
         self._reply(option, OptionReply.ACK)
 
     def _list_meta_context(self, option: int, data: bytes) -> None:
         queries = self._meta_queries(data)[1]
-        if not queries or LIST_QUERIES.intersection(queries):
-            self._reply(option, OptionReply.META_CONTEXT, wire.pack_meta_context(0, BASE_ALLOCATION))
+        for name in CONTEXT_IDS:
+            if not queries or name in queries or _namespace(name) in queries:
+                self._reply(option, OptionReply.META_CONTEXT, wire.pack_meta_context(0, name))
         self._reply(option, OptionReply.ACK)
 
     def _set_meta_context(self, option: int, data: bytes) -> None:
         self._forget_contexts(option)  # "including when this command fails"
         export, queries = self._meta_queries(data)
-        if SET_QUERIES.intersection(queries):
-            self._contexts, self._contexts_export = (BASE_ALLOCATION_ID,), export
-            self._reply(option, OptionReply.META_CONTEXT, wire.pack_meta_context(BASE_ALLOCATION_ID, BASE_ALLOCATION))
+        selected = {name: id_ for name, id_ in CONTEXT_IDS.items() if name in queries}
+        self._contexts, self._contexts_export = tuple(selected.values()), export
+        for name, id_ in selected.items():
+            self._reply(option, OptionReply.META_CONTEXT, wire.pack_meta_context(id_, name))
         self._reply(option, OptionReply.ACK)
 
     def _meta_queries(self, data: bytes) -> tuple[ExportInfo, tuple[str, ...]]:
@@ -279,6 +324,7 @@ class ServerHandshake:
         Option.INFO: _Rule(_info_or_go, MAX_OPTION_DATA_BYTES, OptionReply.ERR_TOO_BIG),
         Option.GO: _Rule(_info_or_go, MAX_OPTION_DATA_BYTES, OptionReply.ERR_TOO_BIG),
         Option.STRUCTURED_REPLY: _Rule(_structured_reply, 0, OptionReply.ERR_INVALID),
+        Option.EXTENDED_HEADERS: _Rule(_extended_headers, 0, OptionReply.ERR_INVALID),
         Option.LIST_META_CONTEXT: _Rule(_list_meta_context, MAX_OPTION_DATA_BYTES, OptionReply.ERR_TOO_BIG),
         Option.SET_META_CONTEXT: _Rule(_set_meta_context, MAX_OPTION_DATA_BYTES, OptionReply.ERR_TOO_BIG),
     }
@@ -293,11 +339,15 @@ class ServerHandshake:
 
     def _flags(self, export: ExportInfo) -> TransmissionFlag:
         flags = export.flags | TransmissionFlag.HAS_FLAGS
-        return flags | TransmissionFlag.SEND_DF if self._structured else flags
+        if self._structured:
+            flags |= TransmissionFlag.SEND_DF
+        if self._extended and self._contexts and export is self._contexts_export:
+            flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
+        return flags
 
     def _agree(self, export: ExportInfo) -> None:
         contexts = self._contexts if export is self._contexts_export else ()
-        self.agreement = Agreement(export, self._flags(export), self._structured, contexts)
+        self.agreement = Agreement(export, self._flags(export), self._structured, contexts, self._extended)
         self.phase = Phase.TRANSMISSION
 
     def _forget_contexts(self, option: int) -> None:
@@ -315,6 +365,11 @@ class ServerHandshake:
         taken = bytes(self._incoming[:count])
         del self._incoming[:count]
         return taken
+
+
+def _namespace(context: str) -> str:
+    """The query for all contexts of a namespace: all up to the colon."""
+    return context.partition(":")[0] + ":"
 
 
 def _name(option: int) -> str:

@@ -15,11 +15,14 @@ from typing import NamedTuple
 
 from impl.errors import PeerError
 from impl.nbd.constants import (
+    EXTENDED_REPLY_MAGIC,
+    EXTENDED_REQUEST_MAGIC,
     INIT_MAGIC,
     MAX_STRING_BYTES,
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     REQUEST_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
     UINT16_MAX,
     UINT32_MAX,
     Info,
@@ -33,14 +36,20 @@ OPTION = Struct(">QII")  # magic, option, length
 OPTION_REPLY = Struct(">QIII")  # magic, option, reply type, length
 EXPORT_NAME_REPLY = Struct(">QH")  # size, transmission flags
 REQUEST = Struct(">IHHQQI")  # magic, command flags, type, cookie, offset, length
+EXTENDED_REQUEST = Struct(">IHHQQQ")  # the same, with a longer length
 SIMPLE_REPLY = Struct(">IIQ")  # magic, error, cookie
 CHUNK = Struct(">IHHQI")  # magic, flags, type, cookie, length
 CHUNK_DATA = Struct(">IHHQIQ")  # OFFSET_DATA: the chunk's header, and the offset of the data that follow
+EXTENDED_CHUNK = Struct(">IHHQQQ")  # magic, flags, type, cookie, offset of the request, length
+EXTENDED_CHUNK_DATA = Struct(">IHHQQQQ")  # OFFSET_DATA: the chunk's header, and the offset of the data that follow
 CHUNK_HOLE = Struct(">QI")  # OFFSET_HOLE: offset, size
 CHUNK_ERROR = Struct(">IH")  # ERROR: error, length of the message that follows
 CHUNK_ERROR_OFFSET = Struct(">Q")  # ERROR_OFFSET: this after the message
 CHUNK_CONTEXT = Struct(">I")  # BLOCK_STATUS: context, then descriptors
 DESCRIPTOR = Struct(">II")  # length, flags
+CHUNK_CONTEXT_EXT = Struct(">II")  # BLOCK_STATUS_EXT: context, how many descriptors, then these
+DESCRIPTOR_EXT = Struct(">QQ")  # length, flags
+STATUS_REQUEST = Struct(">Q")  # payload of a BLOCK_STATUS: the range's length, then contexts
 
 INFO_EXPORT = Struct(">QH")
 INFO_BLOCK_SIZE = Struct(">III")
@@ -294,6 +303,56 @@ def _exactly(value: Buffer, layout: Struct, what: str) -> None:
 def pack_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
     """The header of a request, as a client sends it; a WRITE is followed by its payload."""
     return REQUEST.pack(REQUEST_MAGIC, flags, command, cookie, offset, length)
+
+
+def pack_extended_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
+    """The same with extended headers; with PAYLOAD_LEN, `length` is that of the payload behind it."""
+    return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
+
+
+def pack_status_request(length: int, contexts: Sequence[int]) -> bytes:
+    """Payload of a BLOCK_STATUS: the range's length, and the contexts that are asked for."""
+    return STATUS_REQUEST.pack(length) + Struct(f">{len(contexts)}I").pack(*contexts)
+
+
+def unpack_status_request(data: Buffer) -> tuple[int, tuple[int, ...]]:
+    """Payload of a BLOCK_STATUS."""
+    fields = memoryview(data)
+    if len(fields) < STATUS_REQUEST.size or (len(fields) - STATUS_REQUEST.size) % _UINT32.size:
+        raise PeerError(f"BLOCK_STATUS with a payload of {len(fields)} bytes, expected 8 and 4 for each context")
+    (length,) = STATUS_REQUEST.unpack_from(fields)
+    return length, tuple(context for (context,) in _UINT32.iter_unpack(fields[STATUS_REQUEST.size :]))
+
+
+class ChunkHeader(NamedTuple):
+    """The header of a reply's chunk, whichever kind was negotiated."""
+
+    chunk_type: int
+    length: int
+    size: int  # of the header itself
+
+
+def unpack_chunk_header(data: Buffer) -> ChunkHeader | None:
+    """Of the first bytes of a reply; None of a simple one."""
+    (magic,) = _UINT32.unpack_from(data)
+    if magic == EXTENDED_REPLY_MAGIC:
+        _, _, chunk_type, _, _, length = EXTENDED_CHUNK.unpack_from(data)
+        return ChunkHeader(chunk_type, length, EXTENDED_CHUNK.size)
+    if magic == STRUCTURED_REPLY_MAGIC:
+        _, _, chunk_type, _, length = CHUNK.unpack_from(data)
+        return ChunkHeader(chunk_type, length, CHUNK.size)
+    return None
+
+
+def pack_extended_descriptors(descriptors: Iterable[tuple[int, int]]) -> bytes:
+    """The same with extended headers."""
+    numbers = [number for descriptor in descriptors for number in descriptor]
+    return Struct(f">{len(numbers)}Q").pack(*numbers)
+
+
+def unpack_extended_descriptors(data: Buffer) -> list[tuple[int, int]]:
+    """The same with extended headers."""
+    return [(length, flags) for length, flags in DESCRIPTOR_EXT.iter_unpack(data)]
 
 
 def pack_descriptors(descriptors: Iterable[tuple[int, int]]) -> bytes:

@@ -30,7 +30,7 @@ from impl.extents import Extent, coalesce
 from impl.overlay.blocks import block_count, covers_whole_blocks, edges, end_of, is_aligned, part_in, split, touched
 from impl.overlay.parking import WouldWait
 from impl.overlay.rangelock import Ranges
-from impl.overlay.statemap import ALLOCATED, NOT_ALLOCATED, TRIMMED, States, runs
+from impl.overlay.statemap import ALLOCATED, FILL_CHUNK_BLOCKS, NOT_ALLOCATED, TRIMMED, States, runs
 from impl.overlay.store import Buffer, Store
 
 CacheMode = Literal["ignore", "passthrough", "read", "cow"]
@@ -273,9 +273,10 @@ class Overlay:
 
     def _give_back(self, first: int, end: int) -> None:
         """After a failure under the exclusive lock: free what it left in blocks that do not hold anything."""
-        for run in runs(self.states.get(first, end), first):
-            if run.state != ALLOCATED:
-                self._punch(run.first, run.end)
+        for start in range(first, end, FILL_CHUNK_BLOCKS):  # a request may cover the whole device
+            for run in runs(self.states.get(start, min(start + FILL_CHUNK_BLOCKS, end)), start):
+                if run.state != ALLOCATED:
+                    self._punch(run.first, run.end)
 
     def _punch(self, first: int, end: int) -> None:
         """Free the blocks' space. Nothing depends on it: no state names what is there."""
@@ -392,8 +393,16 @@ class Overlay:
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """What the range consists of, as of one instant; the base's own extents follow as they are asked for."""
-        first, states = self.note(offset, length)
+        return self.extents_noted(offset, length, *self.note(offset, length))
+
+    def extents_noted(self, offset: int, length: int, first: int, states: bytes) -> Iterator[Extent]:
+        """As `extents`, of a range whose states have been noted."""
         return coalesce(self._extents(offset, length, states, first))
+
+    def states_noted(self, offset: int, length: int, first: int, states: bytes) -> Iterator[tuple[int, int]]:
+        """The same as lengths with their state; neighbours differ."""
+        for run in runs(states, first):
+            yield part_in(offset, length, run.first, run.end, self.block_size)[1], run.state
 
     def _extents(self, offset: int, length: int, states: bytes, first: int) -> Iterator[Extent]:
         for run in runs(states, first):

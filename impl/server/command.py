@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn, cast
@@ -23,11 +23,13 @@ import click
 
 from impl.base.open import open_base
 from impl.errors import StartError, UsageError
+from impl.nbd.agreement import Tls
 from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
 from impl.overlay.overlay import never
 from impl.server import captive, listeners, logs, memory, standard
 from impl.server.export import Export, ExportOptions, file_exists, make_export
 from impl.server.server import Server
+from impl.server.session import NO_TLS, TlsOffer
 from impl.sizes import format_size, parse_size, quoted
 
 STOPPED, COULD_NOT_SERVE, WRONG_USAGE = 0, 1, 2
@@ -37,13 +39,16 @@ DEFAULT_PORT = 10809
 DEFAULT_BLOCK_SIZE = "4K"
 DEFAULT_THREADS = 64
 THREADS_MAX = 1024
+CLIENTS_MAX = 1 << 20
 EXPORT_NAME_MAX_BYTES = 4096
 
 HELP = """Serve a shared, writable view of a disk that is never changed.
 
-BASE is a path to a disk image or a block device, or memory:SIZE (all zeroes), or
-pattern:SIZE[?seed=N&latency=10ms&jitter=5ms] (bytes that are a function of their offset, as slow as you like).
-Without BASE, a small demonstration disk is served.
+BASE is a path to a disk image or a block device; or memory:SIZE (all zeroes); or
+pattern:SIZE[?seed=N&latency=10ms&jitter=5ms] (bytes that are a function of their offset, as slow as you like); or
+what another NBD server has, nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH, with TLS nbds.
+Without BASE, a small demonstration disk is served. Several are served as NAME=BASE each, with an overlay of its own;
+clients choose by name, and get the first one, or --exportname, if they do not.
 
 Clients connect with any NBD client. Every client sees every other's writes; they are kept in an overlay that is
 gone when the server stops. Sizes are bytes, or take K, M, G, T, P, E, each a power of 1024.
@@ -53,6 +58,7 @@ EXAMPLES = (  # (what stands before our name, what behind it, what that does)
     ("", "disk.img", "serve at nbd://localhost"),
     ("", "-U /tmp/sock disk.img", "on a Unix socket"),
     ("", "disk.img --run 'nbdcopy $uri out.img'", "only while a command runs"),
+    ("", "root=root.img data=data.img", "two disks, nbd://localhost/root and nbd://localhost/data"),
     ("TMPDIR=/big ", "--cow-on-read on disk.img", "overlay in /big, keep what is read"),
 )
 
@@ -85,6 +91,17 @@ def block_size(text: str) -> int:
     return size
 
 
+def permission_bits(text: str) -> int:
+    """Permission bits in octal; click reports what is wrong with the text."""
+    try:
+        bits = int(text, 8)
+    except ValueError:
+        bits = -1
+    if not 0 <= bits <= 0o777:
+        raise click.BadParameter(f"{quoted(text)} is no mode: expected three octal digits, such as 660")
+    return bits
+
+
 class Number(click.IntRange):
     """click's own says of `abc` that it is no integer range, and not which number would do."""
 
@@ -113,13 +130,15 @@ class Serve(click.Command):
 class Options:
     """The command line, parsed."""
 
-    base: str | None = None
+    bases: tuple[str, ...] = ()
     unix: str | None = None
+    unix_mode: int | None = None
     ipaddr: str | None = None
     port: int | None = None
-    exportname: str = ""
+    exportname: str | None = None
     readonly: bool = False
     threads: int = DEFAULT_THREADS
+    max_clients: int | None = None
     pidfile: str | None = None
     run: str | None = None
     exit_with_parent: bool = False
@@ -130,6 +149,9 @@ class Options:
     overlay: str | None = None
     overlay_reserve: bool = False
     record: str | None = None
+    tls: str = "off"
+    tls_certificates: str | None = None
+    tls_verify_peer: bool = False
     verbose: int = 0
     closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
@@ -141,13 +163,24 @@ class Options:
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.argument("base", required=False)
+@click.argument("bases", metavar="[BASE | NAME=BASE...]", nargs=-1)
 @click.option("-U", "--unix", metavar="PATH", help="Listen on a Unix socket instead of TCP; removed at the end.")
+@click.option(
+    "--unix-mode",
+    type=permission_bits,
+    metavar="MODE",
+    help="Permission bits of the Unix socket, such as 660: who may write to it may connect.",
+)
 @click.option("-i", "--ipaddr", metavar="ADDRESS", help=f"Listen on this address; default {DEFAULT_HOST}.")
 @click.option(
     "-p", "--port", type=Number(0, 65535), metavar="PORT", help=f"Default {DEFAULT_PORT}; 0 takes a free one."
 )
-@click.option("-e", "--exportname", default="", metavar="NAME", help="Name of the export; the default export as well.")
+@click.option(
+    "-e",
+    "--exportname",
+    metavar="NAME",
+    help="Name of the export, which is the default as well; of several, the one that is the default.",
+)
 @click.option("-r", "--readonly", is_flag=True, help="Refuse to write.")
 @click.option(
     "-t",
@@ -156,6 +189,12 @@ class Options:
     default=DEFAULT_THREADS,
     metavar="N",
     help=f"Requests of one client that may wait for a slow base at once; default {DEFAULT_THREADS}.",
+)
+@click.option(
+    "--max-clients",
+    type=Number(1, CLIENTS_MAX),
+    metavar="N",
+    help="Serve so many clients at a time; others wait until one of them leaves.",
 )
 @click.option("-P", "--pidfile", metavar="FILE", help="Write the process number here once clients can connect.")
 @click.option(
@@ -188,6 +227,19 @@ class Options:
     help="Keep the overlay in memory; without this, in an unnamed file in $TMPDIR, or /var/tmp.",
 )
 @click.option("--overlay-reserve", is_flag=True, help="Allocate all the space the overlay can ever need, now.")
+@click.option(
+    "--tls",
+    type=click.Choice([mode.value for mode in Tls]),
+    default=Tls.OFF.value,
+    metavar="off|on|require",
+    help="Let clients encrypt, or require it; default off.",
+)
+@click.option(
+    "--tls-certificates",
+    metavar="DIRECTORY",
+    help="Where server-cert.pem and server-key.pem are; and, to verify clients, ca-cert.pem.",
+)
+@click.option("--tls-verify-peer", is_flag=True, help="Serve only clients with a certificate that ca-cert.pem signed.")
 @click.option(
     "--record",
     metavar="FILE",
@@ -223,22 +275,71 @@ def check(options: Options) -> None:
         ("--pidfile", options.pidfile, "the path of a file"),
         ("--run", options.run, "a command"),
         ("--record", options.record, "the path of a file"),
+        ("--tls-certificates", options.tls_certificates, "the path of a folder"),
     ):
         if value == "":
             raise UsageError(f"{option} '': expected {expected}")
     if options.unix is not None and (options.ipaddr is not None or options.port is not None):
         raise UsageError("--unix cannot go with --ipaddr or --port: one server listens in one place")
+    if options.unix_mode is not None and options.unix is None:
+        raise UsageError("--unix-mode needs --unix")
     if options.stdio and (options.unix or options.ipaddr or options.port is not None or options.run):
         raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
     if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
         raise UsageError(f"--cow-on-read {options.cow_on_read!r}: expected off, on, or a path that starts with /")
-    name = options.exportname
+    if (options.tls == Tls.OFF.value) != (options.tls_certificates is None):
+        raise UsageError("--tls on and --tls require need --tls-certificates, and that needs one of them")
+    if options.tls_verify_peer and options.tls == Tls.OFF.value:
+        raise UsageError("--tls-verify-peer needs --tls on, or --tls require")
+    if options.exportname is not None:
+        check_name("--exportname", options.exportname)
+    named = named_bases(options)
+    for name in named:
+        check_name("the name of an export", name)
+    if len(named) > 1 and options.record is not None:
+        raise UsageError("--record writes what clients see of one export: serve one at a time")
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse what cannot be the name of an export."""
     if "\0" in name or len(os.fsencode(name)) > EXPORT_NAME_MAX_BYTES:
-        raise UsageError(f"--exportname: expected at most {EXPORT_NAME_MAX_BYTES} bytes, none of them zero")
+        raise UsageError(f"{what}: expected at most {EXPORT_NAME_MAX_BYTES} bytes, none of them zero")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"--exportname {ascii(os.fsencode(name))[1:]}: expected UTF-8") from None
+        raise UsageError(f"{what} {ascii(os.fsencode(name))[1:]}: expected UTF-8") from None
+
+
+def named_bases(options: Options) -> dict[str, str | None]:
+    """The base of each export, by name. UsageError where it is not clear which is which."""
+    if not options.bases:
+        return {options.exportname or "": None}
+    parsed = [split_name(text) for text in options.bases]
+    if len(parsed) == 1 and parsed[0][0] is None:
+        return {options.exportname or "": parsed[0][1]}
+    named: dict[str, str | None] = {}
+    for name, base in parsed:
+        if name is None:
+            raise UsageError(f"{quoted(base)}: of several exports, each needs a name: expected NAME={base}")
+        if name in named:
+            raise UsageError(f"{quoted(name)} is the name of two exports: expected different ones")
+        named[name] = base
+    if options.exportname is not None and options.exportname not in named:
+        raise UsageError(f"--exportname {options.exportname!r}: expected one of {', '.join(map(repr, named))}")
+    return named
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """NAME=BASE, or a base that has no name; a file that is called like that is a file."""
+    name, equals, base = text.partition("=")
+    if not equals or any(character in name for character in "/:?") or os.path.lexists(text):
+        return None, text
+    return name, base
+
+
+def default_of(options: Options) -> str:
+    """The name of the export that clients get who name none."""
+    return next(iter(named_bases(options))) if options.exportname is None else options.exportname
 
 
 def run(options: Options) -> int:
@@ -246,14 +347,18 @@ def run(options: Options) -> int:
     memory.keep_large_buffers()
     if options.exit_with_parent:
         captive.exit_with_parent()
-    export = make_export(open_base(options.base), export_options(options))
-    server = Server({options.exportname: export}, options.exportname, options.threads)
+    named = named_bases(options)
+    exports = {name: make_export(open_base(base), export_options(options, name)) for name, base in named.items()}
+    server = Server(
+        exports, default_of(options), options.threads, tls=tls_offer(options), max_clients=options.max_clients
+    )
     command = None if options.run is None else captive.Captive(options.run)
     # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
     server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
-        if export.recording is not None:
-            cleanup.callback(export.recording.close)
+        for export in exports.values():
+            if export.recording is not None:
+                cleanup.callback(export.recording.close)
         sockets = listen(options, cleanup)
         for listener in sockets:
             cleanup.callback(listener.close)
@@ -266,14 +371,23 @@ def run(options: Options) -> int:
             if is_clean:
                 finish()
         else:
-            announce(export, listeners.uri_of(sockets[0], options.exportname), options.base)
+            announce(exports, named, sockets[0], options.tls == Tls.REQUIRE.value)
             is_clean = server.run(sockets)
         return STOPPED if is_clean else COULD_NOT_SERVE
 
 
+def tls_offer(options: Options) -> TlsOffer:
+    """What clients are offered. StartError if there are no certificates to offer it with."""
+    if options.tls_certificates is None:
+        return NO_TLS
+    from impl.tls import server_context  # noqa: PLC0415 - it takes long to load
+
+    return TlsOffer(Tls(options.tls), server_context(options.tls_certificates, options.tls_verify_peer))
+
+
 def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
     """Serve while a command runs; its exit status."""
-    uri = listeners.uri_of(sockets[0], options.exportname)
+    uri = listeners.uri_of(sockets[0], default_of(options), options.tls == Tls.REQUIRE.value)
     command.start(variables(sockets[0], uri, options), server.stop)
     server.run(sockets)
     return command.end()
@@ -286,11 +400,11 @@ def show_pid(options: Options, cleanup: ExitStack) -> None:
         cleanup.callback(captive.remove_pidfile, options.pidfile)
 
 
-def export_options(options: Options) -> ExportOptions:
-    """How the one export of this command line is made."""
+def export_options(options: Options, name: str) -> ExportOptions:
+    """How an export of this command line is made."""
     switches = {"off": never, "on": lambda: True}
     return ExportOptions(
-        name=options.exportname,
+        name=name,
         read_only=options.readonly,
         block_size=options.cow_block_size,
         copy_on_read=switches.get(options.cow_on_read) or file_exists(options.cow_on_read),
@@ -313,7 +427,7 @@ def listen(options: Options, cleanup: ExitStack) -> list[socket.socket]:
     if options.stdio:
         return []
     if options.unix is not None:
-        return [listeners.listen_unix(options.unix)]
+        return [listeners.listen_unix(options.unix, options.unix_mode)]
     if options.run is not None and not placed:
         return [listeners.listen_unix(f"{private_directory(cleanup)}/socket")]
     port = DEFAULT_PORT if options.port is None else options.port
@@ -337,15 +451,20 @@ def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, 
         "nbd": f"nbd:unix:{name}" if is_unix else f"nbd:localhost:{name[1]}",
         "unixsocket": os.path.abspath(name) if is_unix else "",
         "port": "" if is_unix else str(name[1]),
-        "exportname": options.exportname,
+        "exportname": default_of(options),
     }
 
 
-def announce(export: Export, uri: str, base: str | None) -> None:
+def announce(
+    exports: Mapping[str, Export], named: Mapping[str, str | None], listener: socket.socket, is_secure: bool
+) -> None:
     """Tell people where to connect, and newcomers how."""
-    what = "a demonstration disk" if base is None else base
-    lines = [f"cowproof: serving {one_line(what)} ({format_size(export.info.size)}) at {uri}"]
-    if base is None:
+    lines = []
+    for name, export in exports.items():
+        base, uri = named[name], listeners.uri_of(listener, name, is_secure)
+        what = "a demonstration disk" if base is None else base
+        lines.append(f"cowproof: serving {one_line(what)} ({format_size(export.info.size)}) at {uri}")
+    if None in named.values():
         quoted = shlex.quote(uri)
         lines += [
             "In another terminal, try:",

@@ -21,11 +21,20 @@ from functools import partial
 from typing import NamedTuple, Protocol, cast
 
 from impl.base.interface import Base
-from impl.extents import Extent
-from impl.nbd import replies
 from impl.nbd.agreement import Agreement
-from impl.nbd.constants import AllocationFlag, Command, CommandFlag, nbd_errno
+from impl.nbd.constants import (
+    ALLOCATION_DEPTH,
+    BASE_ALLOCATION,
+    BLOCK_STATE,
+    CONTEXT_IDS,
+    AllocationFlag,
+    Command,
+    CommandFlag,
+    nbd_errno,
+)
+from impl.nbd.replies import Replies, replies_of
 from impl.nbd.requests import Request
+from impl.nbd.wire import unpack_status_request
 from impl.overlay.overlay import CACHE_CHUNK_BYTES, Fetched, FromBase, Overlay, Segment, Zeroes, always, never
 from impl.overlay.parking import AtOnce, Granted, Lock, WouldWait
 from impl.server.outbox import FileSlice, Outgoing, zeroes
@@ -35,7 +44,10 @@ from impl.server.outbox import FileSlice, Outgoing, zeroes
 SENDFILE_MIN_BYTES = 132 << 10
 # A reply with more extents than this says less than it costs; the client asks on from where it ends.
 EXTENTS_MAX_COUNT = 8 << 10
-EXTENT_BYTES = 8
+EXTENT_BYTES, EXTENDED_EXTENT_BYTES = 8, 16
+# So many states at most are copied at once to be looked through: of 4 KiB blocks, as many as a request can have that
+# has no extended header.
+NOTE_MAX_BLOCKS = 1 << 20
 # States of so many blocks are looked through in no time.
 LOOK_AT_ONCE_MAX_BLOCKS = 256
 
@@ -51,6 +63,10 @@ ALLOCATION = {
     (hole, zero): int(AllocationFlag.HOLE) * hole | int(AllocationFlag.ZERO) * zero
     for hole, zero in itertools.product((False, True), repeat=2)
 }
+
+# What qemu:allocation-depth says of a block in each state; what says it is a run of equal states, so it is one, too.
+BASE_DEPTH, OVERLAY_DEPTH = 0, 1
+DEPTH_OF_STATE = bytes([BASE_DEPTH, OVERLAY_DEPTH, OVERLAY_DEPTH]) + bytes(253)
 
 # Whole blocks to be changed without any bytes from the client, or blocks to be fetched for a change of parts of them;
 # more than this is no work for the loop.
@@ -119,19 +135,32 @@ class Device(Protocol):
 class Commands:
     """The transmission phase of one connection, without its socket.
 
-    is_wanted:  asked by requests that take long and change nothing: whether their client waits for them still.
+    is_wanted:     asked by requests that take long and change nothing: whether their client waits for them still.
+    by_reference:  whether the kernel may send bytes of the base by itself.
     """
 
-    def __init__(self, export: Device, agreement: Agreement, is_wanted: Callable[[], bool] = always) -> None:
+    def __init__(
+        self,
+        export: Device,
+        agreement: Agreement,
+        is_wanted: Callable[[], bool] = always,
+        by_reference: bool = True,
+    ) -> None:
         self._ranges = ranges = cast(Lock, export.overlay.ranges)  # see Device
         # Whoever runs a request has others waiting for him, so none may wait for a range.
         self._overlay = replace(export.overlay, ranges=AtOnce(ranges))
         self._is_wanted = is_wanted
         self._base = export.base
         self._base_fd = export.base.fileno()
+        self._by_reference = by_reference and self._base_fd is not None
+        # Extents may have to be waited for: a file system looks on the disk, and another server far away.
+        self._asks_for_extents = self._base_fd is not None or bool(getattr(export.base, "is_elsewhere", False))
         self._copies = export.overlay.copy_on_read is not never
+        self._note_max_bytes = NOTE_MAX_BLOCKS * export.overlay.block_size
         self._structured = agreement.structured
+        self._replies = replies_of(agreement)
         self._contexts = agreement.contexts
+        self._extent_bytes = EXTENDED_EXTENT_BYTES if agreement.extended else EXTENT_BYTES
 
     def start(self, request: Request) -> Reply | Later:
         """The reply, or what a worker has to call to get it."""
@@ -147,9 +176,7 @@ class Commands:
 
     def error(self, request: Request, code: int, message: str) -> Reply:
         """The reply that says no."""
-        if self._structured:
-            return [replies.error_chunk(request.cookie, code, message)]
-        return [replies.simple_reply(request.cookie, code)]
+        return [self._replies.error(request, code, message)]
 
     def _failed(self, request: Request, error: OSError | MemoryError) -> Reply:
         code = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or errno.EIO
@@ -206,24 +233,22 @@ class Commands:
             granted.give_back()
 
     def _done(self, request: Request) -> Reply:
-        return [replies.simple_reply(request.cookie)]
+        return [self._replies.success(request)]
 
     def _nothing(self, request: Request) -> Reply:
         """A request of no bytes has nothing to do, and succeeds."""
-        if self._structured and request.command == READ:
-            return [replies.done_chunk(request.cookie)]
-        return self._done(request)
+        return [self._replies.end(request)] if request.command == READ else self._done(request)
 
     # Reading
 
     def _read(self, request: Request) -> Reply | Later:
-        _, _, cookie, offset, length, _, _, _ = request
+        _, _, _, offset, length, _, _, _ = request
         overlay = self._overlay
         if overlay.is_untouched(offset, length):
             if length < SENDFILE_MIN_BYTES and self._structured and not self._copies:  # by far the most frequent
                 data = self._base.pread_at_once(offset, length)
                 if data is not None:
-                    return [replies.data_chunk_header(cookie, offset, length, True), data]
+                    return [self._replies.data_header(request, offset, length, True), data]
             return self._looked(request, [FromBase(offset, length)])
         try:
             segments = overlay.look_under_lock(offset, length)
@@ -231,7 +256,7 @@ class Commands:
             return self._parked(request, busy, partial(self._look, request), length)
         part = segments[0]
         if isinstance(part, bytes) and len(segments) == 1 and self._structured:
-            return [replies.data_chunk_header(cookie, offset, length, True), part]
+            return [self._replies.data_header(request, offset, length, True), part]
         return self._looked(request, segments)
 
     def _look(self, request: Request, overlay: Overlay) -> Reply | Later:
@@ -279,7 +304,7 @@ class Commands:
             return self._base.pread_at_once(offset, length)
         if not self._base.is_ready(offset, length):
             return None
-        return part if by_reference and self._base_fd is not None else self._base.pread(offset, length)
+        return part if by_reference and self._by_reference else self._base.pread(offset, length)
 
     def _read_reply(self, request: Request, parts: Sequence[Segment]) -> Reply:
         """The parts as a reply.
@@ -287,17 +312,14 @@ class Commands:
         An error chunk may not come between the bytes of another chunk, so a DF reply has nothing by reference. A
         simple reply may, and then a base that fails after all costs the connection, as the standard has it.
         """
-        if not self._structured:
-            return [replies.simple_reply(request.cookie), *self._as_bytes(parts)]
+        say, offset, length = self._replies, request.offset, request.length
         part = parts[0]
         if len(parts) == 1 and not isinstance(part, (FromBase, Zeroes)):  # by far the most frequent
-            return [replies.data_chunk_header(request.cookie, request.offset, request.length, True), part]
-        if request.flags & FLAG_DF:
-            header = replies.data_chunk_header(request.cookie, request.offset, request.length, done=True)
-            return [header, *self._as_bytes(parts)]
+            return [say.data_header(request, offset, length, True), part]
+        if request.flags & FLAG_DF or not self._structured:
+            return [say.data_header(request, offset, length, True), *self._as_bytes(parts)]
         if len(parts) == 1 and isinstance(part, FromBase):
-            header = replies.data_chunk_header(request.cookie, request.offset, request.length, False)
-            return [header, self._slice(part, request.cookie), replies.done_chunk(request.cookie)]
+            return [say.data_header(request, offset, length, False), self._slice(part, request), say.end(request)]
         return self._chunks(request, parts)
 
     def _as_bytes(self, parts: Sequence[Segment]) -> list[Outgoing]:
@@ -312,16 +334,17 @@ class Commands:
                 outgoing.append(part)
         return outgoing
 
-    def _slice(self, part: FromBase, cookie: int | None) -> FileSlice:
-        """A part for the kernel to send; `cookie` names a request whose errors may come in a chunk of their own."""
+    def _slice(self, part: FromBase, request: Request | None) -> FileSlice:
+        """A part for the kernel to send; of a `request` whose errors may come in a chunk of their own."""
         assert self._base_fd is not None
-        if cookie is None:
+        if request is None:
             return FileSlice(self._base_fd, part.offset, part.length, None)
-        return FileSlice(self._base_fd, part.offset, part.length, partial(slice_failed, cookie, part.offset))
+        failed = partial(slice_failed, self._replies, request, part.offset)
+        return FileSlice(self._base_fd, part.offset, part.length, failed)
 
     def _chunks(self, request: Request, parts: Sequence[Segment]) -> Reply:
         """A chunk for each part: holes without their zeroes. DONE waits for what can still fail."""
-        cookie = request.cookie
+        say = self._replies
         by_reference = any(isinstance(part, FromBase) for part in parts)
         offset = request.offset
         end = request.offset + request.length
@@ -330,19 +353,19 @@ class Commands:
             length = part.length if isinstance(part, (Zeroes, FromBase)) else len(part)
             done = not by_reference and offset + length == end
             if isinstance(part, Zeroes):
-                reply.append(replies.hole_chunk(cookie, offset, length, done=done))
+                reply.append(say.hole(request, offset, length, done))
             else:
-                reply.append(replies.data_chunk_header(cookie, offset, length, done=done))
-                reply.append(self._slice(part, cookie) if isinstance(part, FromBase) else part)
+                reply.append(say.data_header(request, offset, length, done))
+                reply.append(self._slice(part, request) if isinstance(part, FromBase) else part)
             offset += length
         if by_reference:
-            reply.append(replies.done_chunk(cookie))
+            reply.append(say.end(request))
         return reply
 
     # Writing. FUA asks for nothing more: the temporary overlay does not outlive the process.
 
     def _write(self, request: Request) -> Reply | Later:
-        _, _, cookie, offset, length, payload, _, _ = request
+        _, _, _, offset, length, payload, _, _ = request
         overlay = self._overlay
         if overlay.partial_blocks(offset, length):
             return self._fetched_first(request, self._written, length, False)
@@ -350,11 +373,11 @@ class Commands:
             overlay.write(offset, payload, NOTHING_FETCHED)
         except WouldWait as busy:
             return self._parked(request, busy, partial(self._written, request, NOTHING_FETCHED), length)
-        return [replies.simple_reply(cookie)]
+        return [self._replies.success(request)]
 
     def _written(self, request: Request, fetched: Fetched, overlay: Overlay) -> Reply:
         overlay.write(request.offset, request.payload, fetched)
-        return [replies.simple_reply(request.cookie)]
+        return self._done(request)
 
     def _trim(self, request: Request) -> Reply | Later:
         return self._fetched_first(request, self._trimmed, 0, request.length > ZERO_AT_ONCE_MAX_BYTES)
@@ -410,12 +433,17 @@ class Commands:
         return request.length <= LOOK_AT_ONCE_MAX_BLOCKS * self._overlay.block_size
 
     def _cache(self, request: Request) -> Reply | Later:
-        state_bytes = request.length // self._overlay.block_size + 2
-        return self._on_overlay(request, partial(self._noted, request, state_bytes), state_bytes)
+        return self._cache_from(request, request.offset)
 
-    def _noted(self, request: Request, state_bytes: int, held: Overlay) -> Reply | Later:
+    def _cache_from(self, request: Request, offset: int) -> Reply | Later:
+        """The rest of a request, piece by piece: one with extended headers may cover the whole device."""
+        length = min(request.offset + request.length - offset, self._note_max_bytes)
+        state_bytes = length // self._overlay.block_size + 2
+        return self._on_overlay(request, partial(self._noted, request, offset, length, state_bytes), state_bytes)
+
+    def _noted(self, request: Request, offset: int, length: int, state_bytes: int, held: Overlay) -> Reply | Later:
         overlay = self._overlay
-        work = partial(self._cached, request, *held.note(request.offset, request.length))
+        work = partial(self._cached, request, offset + length, *held.note(offset, length))
         if overlay.cache_mode in ("read", "cow"):
             # A chunk is let go of when the next one has been read.
             chunk_bytes = max(CACHE_CHUNK_BYTES, min(overlay.block_size, overlay.size))
@@ -424,8 +452,10 @@ class Commands:
             return work()
         return self._later(request, work, Place.LONG, state_bytes)
 
-    def _cached(self, request: Request, first: int, states: bytes) -> Reply:
+    def _cached(self, request: Request, next_offset: int, first: int, states: bytes) -> Reply | Later:
         self._overlay.cache_noted(first, states, self._is_wanted)
+        if next_offset < request.offset + request.length and self._is_wanted():
+            return self._cache_from(request, next_offset)
         return self._done(request)
 
     def _flush(self, request: Request) -> Reply:
@@ -433,31 +463,59 @@ class Commands:
         return self._done(request)
 
     def _block_status(self, request: Request) -> Reply | Later:
+        """What there is to say of so much of the range as states are looked through in a moment."""
+        if request.length > self._note_max_bytes:
+            request = request._replace(length=self._note_max_bytes)
         state_bytes = request.length // self._overlay.block_size + 2
-        held_bytes = state_bytes + EXTENTS_MAX_COUNT * EXTENT_BYTES * len(self._contexts)
+        held_bytes = state_bytes + EXTENTS_MAX_COUNT * self._extent_bytes * len(self._contexts)
         return self._on_overlay(request, partial(self._found, request, held_bytes), held_bytes)
 
     def _found(self, request: Request, held_bytes: int, held: Overlay) -> Reply | Later:
-        extents = held.extents(request.offset, request.length)
-        if self._base_fd is not None:  # then the base asks the file system, which may have to look on the disk
-            return self._later(request, lambda: self._status_reply(request, extents), Place.BASE, held_bytes)
+        work = partial(self._status_reply, request, *held.note(request.offset, request.length))
+        if self._asks_for_extents:
+            return self._later(request, work, Place.BASE, held_bytes)
         if not self._is_small(request):
-            return self._later(request, lambda: self._status_reply(request, extents), Place.LONG, held_bytes)
-        return self._status_reply(request, extents)
+            return self._later(request, work, Place.LONG, held_bytes)
+        return work()
 
-    def _status_reply(self, request: Request, found: Iterator[Extent]) -> Reply:
+    def _status_reply(self, request: Request, first: int, states: bytes) -> Reply:
+        """What each context says of the same states."""
         most = 1 if request.flags & FLAG_REQ_ONE else EXTENTS_MAX_COUNT
-        extents = [(extent.length, ALLOCATION[extent.hole, extent.zero]) for extent in itertools.islice(found, most)]
+        contexts = unpack_status_request(request.payload)[1] if request.payload else self._contexts
         return [
-            replies.block_status_chunk(request.cookie, context, extents, done=context == self._contexts[-1])
-            for context in self._contexts
+            self._replies.block_status(
+                request,
+                context,
+                list(itertools.islice(CONTEXTS[context](self, request, first, states), most)),
+                context == contexts[-1],
+            )
+            for context in contexts
         ]
 
+    def _allocation(self, request: Request, first: int, states: bytes) -> Iterator[tuple[int, int]]:
+        for extent in self._overlay.extents_noted(request.offset, request.length, first, states):
+            yield extent.length, ALLOCATION[extent.hole, extent.zero]
 
-def slice_failed(cookie: int, offset: int, code: int) -> bytes:
+    def _depth(self, request: Request, first: int, states: bytes) -> Iterator[tuple[int, int]]:
+        """Whether the overlay answers for a range, whatever it is there, or the base."""
+        depths = states.translate(DEPTH_OF_STATE)
+        return self._overlay.states_noted(request.offset, request.length, first, depths)
+
+    def _state(self, request: Request, first: int, states: bytes) -> Iterator[tuple[int, int]]:
+        return self._overlay.states_noted(request.offset, request.length, first, states)
+
+
+def slice_failed(say: Replies, request: Request, offset: int, code: int) -> bytes:
     """What is said behind a slice that the kernel could not send whole."""
-    return replies.error_offset_chunk(cookie, nbd_errno(code), "the base could not be read", offset, done=False)
+    return say.error_offset(request, nbd_errno(code), "the base could not be read", offset)
 
+
+# Of each metadata context, what it says of a range whose states have been noted: lengths with their status.
+CONTEXTS: dict[int, Callable[[Commands, Request, int, bytes], Iterator[tuple[int, int]]]] = {
+    CONTEXT_IDS[BASE_ALLOCATION]: Commands._allocation,
+    CONTEXT_IDS[ALLOCATION_DEPTH]: Commands._depth,
+    CONTEXT_IDS[BLOCK_STATE]: Commands._state,
+}
 
 HANDLERS: dict[int, Callable[[Commands, Request], Reply | Later]] = {
     int(Command.READ): Commands._read,

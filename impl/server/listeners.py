@@ -77,8 +77,11 @@ class UnixListener(socket.socket):
         super().close()
 
 
-def listen_unix(path: str) -> socket.socket:
-    """A listening socket at `path`. What a server that died left there is replaced; a living one's is not."""
+def listen_unix(path: str, mode: int | None = None) -> socket.socket:
+    """A listening socket at `path`. What a server that died left there is replaced; a living one's is not.
+
+    mode:  its permission bits; None leaves them to the process's umask. Nobody can connect before it has them.
+    """
     if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
         raise StartError(f"cannot listen on {path}: a socket's path has at most {UNIX_PATH_MAX_BYTES} bytes")
     if os.path.lexists(path):
@@ -86,6 +89,8 @@ def listen_unix(path: str) -> socket.socket:
     listener = UnixListener(path)
     try:
         listener.bind_to_path()
+        if mode is not None:
+            os.chmod(path, mode)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
@@ -126,12 +131,13 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
     return listeners
 
 
-def uri_of(listener: socket.socket, export_name: str) -> str:
-    """What a client is given to connect to `listener`."""
+def uri_of(listener: socket.socket, export_name: str, is_secure: bool = False) -> str:
+    """What a client is given to connect to `listener`; `is_secure` says that it has to use TLS."""
     name = quote(export_name, safe="/")
+    scheme = "nbds" if is_secure else "nbd"
     if listener.family == socket.AF_UNIX:
-        return f"nbd+unix:///{name}?socket={quote(os.path.abspath(str(listener.getsockname())), safe='/')}"
+        return f"{scheme}+unix:///{name}?socket={quote(os.path.abspath(str(listener.getsockname())), safe='/')}"
     host, port = listener.getsockname()[:2]
     host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
     where = f"[{host}]" if ":" in host else host
-    return f"nbd://{where}{'' if port == 10809 else f':{port}'}{f'/{name}' if name else ''}"
+    return f"{scheme}://{where}{'' if port == 10809 else f':{port}'}{f'/{name}' if name else ''}"

@@ -23,7 +23,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from impl.tls import TlsSocket
 
 SEND_BUFFERS_MAX = 256
 MSG_DONTWAIT = int(socket.MSG_DONTWAIT)  # an Enum costs more to pass on
@@ -77,7 +80,7 @@ class Outbox:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self._sock: socket.socket | TlsSocket = sock
         self.items: deque[Outgoing] = deque()
         self.size_bytes = 0
         self._slice_count = 0
@@ -86,6 +89,12 @@ class Outbox:
         self._sending = False
         self._sent = threading.Condition(self._changing)  # that nobody sends any more, for `close`
         self._closed = False
+
+    def use(self, sock: TlsSocket) -> None:
+        """Send through TLS from now on. All that was to be sent in the clear has been sent."""
+        with self._changing:
+            assert not self._sending and not self.items
+            self._sock = sock
 
     @property
     def is_closed(self) -> bool:

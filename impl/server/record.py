@@ -52,7 +52,7 @@ from impl.nbd.constants import (
     ReplyFlag,
 )
 from impl.nbd.requests import Request
-from impl.nbd.wire import CHUNK, CHUNK_HOLE, SIMPLE_REPLY, Buffer
+from impl.nbd.wire import CHUNK, CHUNK_HOLE, SIMPLE_REPLY, Buffer, unpack_chunk_header
 from impl.server.commands import Commands, Later, Reply
 from impl.server.outbox import FileSlice
 from impl.server.request_log import LoggedCommands, outcome
@@ -399,8 +399,7 @@ def _parts(reply: Reply) -> Iterator[Buffer | FileSlice | int]:
     items = iter(reply)
     header = next(items)
     assert isinstance(header, bytes), f"a reply begins with {header!r}, expected bytes"
-    magic, _, _ = SIMPLE_REPLY.unpack_from(header)
-    if magic == SIMPLE_REPLY_MAGIC:
+    if unpack_chunk_header(header) is None:
         yield from items
         return
     yield from _chunk_part(header, items)
@@ -410,12 +409,13 @@ def _parts(reply: Reply) -> Iterator[Buffer | FileSlice | int]:
 
 
 def _chunk_part(header: bytes, items: Iterator[Buffer | FileSlice]) -> Iterator[Buffer | FileSlice | int]:
-    _, _, kind, _, chunk_length = CHUNK.unpack_from(header)
-    if kind == OFFSET_HOLE:
-        _, length = CHUNK_HOLE.unpack_from(header, CHUNK.size)
+    found = unpack_chunk_header(header)
+    assert found is not None
+    if found.chunk_type == OFFSET_HOLE:
+        _, length = CHUNK_HOLE.unpack_from(header, found.size)
         yield length
-    elif kind == OFFSET_DATA:
-        left = chunk_length - 8
+    elif found.chunk_type == OFFSET_DATA:
+        left = found.length - 8
         while left:  # a chunk with DF has as many items as there are parts
             item = next(items)
             left -= item.length if isinstance(item, FileSlice) else len(item)

@@ -14,11 +14,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from impl.nbd.constants import SIMPLE_REPLY_MAGIC, Command, CommandFlag, ErrorValue
+from impl.nbd.constants import Command, CommandFlag, ErrorValue
 from impl.nbd.requests import Request
-from impl.nbd.wire import CHUNK, CHUNK_ERROR, SIMPLE_REPLY
+from impl.nbd.wire import CHUNK_ERROR, SIMPLE_REPLY, unpack_chunk_header
 from impl.server.commands import Commands, Later, Reply
 
+PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)  # says how a request came, and not what is wanted
 ERROR_TYPE = 1 << 15  # the bit that all types of error chunks have
 
 log = logging.getLogger("cowproof.requests")
@@ -69,8 +70,9 @@ def describe(request: Request) -> str:
     words = [Command(request.command).name if known else f"command {request.command}"]
     if request.command != Command.FLUSH:
         words.append(f"offset {request.offset} length {request.length}")
-    names = [flag.name or "" for flag in CommandFlag if request.flags & flag]
-    rest = request.flags & ~sum(CommandFlag)
+    flags = request.flags & ~PAYLOAD_LEN
+    names = [flag.name or "" for flag in CommandFlag if flags & flag]
+    rest = flags & ~sum(CommandFlag)
     if names or rest:
         words.append("|".join([*names, *([hex(rest)] if rest else [])]))
     return " ".join(words)
@@ -80,8 +82,9 @@ def outcome(reply: Reply) -> str:
     """What the reply says, from its own bytes: an error is a reply by itself."""
     first = reply[0]
     assert isinstance(first, (bytes, bytearray, memoryview)), f"a reply begins with {first!r}, expected bytes"
-    magic, code, _ = SIMPLE_REPLY.unpack_from(first)
-    if magic != SIMPLE_REPLY_MAGIC:
-        _, _, kind, _, _ = CHUNK.unpack_from(first)
-        code = CHUNK_ERROR.unpack_from(first, CHUNK.size)[0] if kind & ERROR_TYPE else 0
+    header = unpack_chunk_header(first)
+    if header is None:
+        _, code, _ = SIMPLE_REPLY.unpack_from(first)
+    else:
+        code = CHUNK_ERROR.unpack_from(first, header.size)[0] if header.chunk_type & ERROR_TYPE else 0
     return ErrorValue(code).name if code else "ok"

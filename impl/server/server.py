@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from impl.errors import StartError
 from impl.server.export import Export
 from impl.server.loop import READABLE, Loop
-from impl.server.session import Session
+from impl.server.session import NO_TLS, Session, TlsOffer
 
 # How long requests in flight may take to finish after SIGTERM before they are given up.
 GRACE_S = 30.0
@@ -64,11 +64,17 @@ class Server:
         default: str,
         threads: int,
         grace_s: float = GRACE_S,
+        tls: TlsOffer = NO_TLS,
+        max_clients: int | None = None,
     ) -> None:
+        """With `max_clients`, others wait to be accepted until somebody leaves."""
         self._exports = exports
         self._default = default
         self._listeners: list[socket.socket] = []
         self._threads = threads
+        self._tls = tls
+        self._max_clients = max_clients
+        self._resting: list[socket.socket] = []  # listeners that accept nobody until somebody leaves
         self._grace_s = grace_s
         self._loop = Loop()
         self._shared = Loop(SPIN_S, self._look_again)
@@ -151,6 +157,11 @@ class Server:
     def _accept(self, listener: socket.socket) -> None:
         try:
             for _ in range(ACCEPTS_MAX):
+                if self._is_full():
+                    log.info("serving %d clients, as many as may be: others wait", self._max_clients)
+                    self._shared.forget(listener.fileno())
+                    self._resting.append(listener)
+                    return
                 sock, _ = listener.accept()
                 self._open(sock)
         except BlockingIOError:
@@ -162,6 +173,19 @@ class Server:
             log.warning("cannot accept a client: %s", error.strerror)
             self._shared.forget(listener.fileno())
             self._shared.call_later(ACCEPT_RETRY_S, lambda: self._watch(listener))
+
+    def _is_full(self) -> bool:
+        if self._max_clients is None:
+            return False
+        with self._lock:
+            return len(self._sessions) >= self._max_clients
+
+    def _wake_listeners(self) -> None:
+        """Somebody has left."""
+        resting, self._resting = self._resting, []
+        for listener in resting:
+            if listener.fileno() >= 0:
+                self._watch(listener)
 
     def _open(self, sock: socket.socket) -> bool:
         """Serve one client; False, and the socket closed, if that cannot be."""
@@ -177,6 +201,7 @@ class Server:
                 self._shared,
                 lambda: self._ended(session),
                 lambda: self._own_loop(session),
+                self._tls,
             )
         except OSError as error:
             log.warning("cannot serve a client: %s", error)
@@ -297,6 +322,8 @@ class Server:
             may_be_last = self._stopping or self._one_client
         if may_be_last:
             self._loop.call_soon(self._end_if_idle)
+        if self._max_clients is not None:
+            self._shared.call_soon(self._wake_listeners)
 
 
 def _tune(sock: socket.socket) -> None:

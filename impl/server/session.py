@@ -32,13 +32,15 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from impl.errors import PeerError
+from impl.nbd.agreement import Tls
 from impl.nbd.constants import Command
-from impl.nbd.requests import Request, RequestReader
+from impl.nbd.requests import Request, RequestReader, request_reader
 from impl.nbd.server_handshake import Phase, ServerHandshake
 from impl.server.commands import Commands, Later, Place, Reply
 from impl.server.export import Export
@@ -48,7 +50,10 @@ from impl.server.request_log import LoggedCommands, logged_if_wanted
 from impl.server.workers import Workers
 
 if TYPE_CHECKING:
+    import ssl
+
     from impl.server.record import RecordedCommands
+    from impl.tls import TlsSocket
 
 PAUSE_BYTES = 64 << 20
 PAUSE_REQUESTS = 1024
@@ -96,6 +101,16 @@ def no_loop() -> None:
     """Of a session that stays where it is."""
 
 
+class TlsOffer(NamedTuple):
+    """Whether clients may, or must, encrypt; and with what, if they may."""
+
+    mode: Tls
+    context: ssl.SSLContext | None
+
+
+NO_TLS = TlsOffer(Tls.OFF, None)
+
+
 class Session:
     """Serves one client on a loop until it is done, then calls `on_end`."""
 
@@ -109,16 +124,20 @@ class Session:
         loop: Loop,
         on_end: Callable[[], None],
         own_loop: Callable[[], Loop | None] = no_loop,
+        tls: TlsOffer = NO_TLS,
     ) -> None:
         """`own_loop` gives a loop that runs on a thread of its own, or None if that cannot be."""
         sock.setblocking(False)
         set_patience(sock)
         self.client = client
-        self._sock = sock
+        self._sock: socket.socket | TlsSocket = sock
+        self._tls: TlsSocket | None = None
+        self._tls_context = tls.context
+        self._is_starting_tls = False
         self._fd = sock.fileno()
         self._exports = exports
         self._handshake: ServerHandshake | None = ServerHandshake(
-            {name: export.info for name, export in exports.items()}, default
+            {name: export.info for name, export in exports.items()}, default, tls.mode
         )
         self._heard_count = 0  # during the handshake
         self._silence: Timer | None = None
@@ -192,7 +211,8 @@ class Session:
         if self._lingering:
             self._guarded(self._discard)
         else:
-            self._guarded(self._receive_and_update if events & ~WRITABLE else self._update)
+            has_come = events & ~WRITABLE or (self._tls is not None and self._tls.receive_wants_room)
+            self._guarded(self._receive_and_update if has_come else self._update)
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """Run `call`; whatever goes wrong with this client ends this session, and no other."""
@@ -280,18 +300,47 @@ class Session:
 
     def _receive_handshake(self) -> int:
         """Receive a part of the handshake. 0 at the end of file."""
+        if self._is_starting_tls:
+            return self._go_on_with_tls()
         data = self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT)
         if data:
             self._heard_count += 1
             self._haggle(data)
         return len(data)
 
+    def _start_tls(self) -> None:
+        """What was answered in the clear has gone; all else goes encrypted, and stays with the shared loop."""
+        from impl.tls import TlsSocket  # noqa: PLC0415 - few want it, and it takes long to load
+
+        assert self._tls_context is not None and isinstance(self._sock, socket.socket)
+        if not self._outbox.flush():
+            raise PeerError("it does not read the answer to NBD_OPT_STARTTLS")
+        # Should it fail, the descriptor is closed: nobody may watch it by then. `_update` watches it again.
+        if self._interest is not None:
+            self._loop.forget(self._fd)
+            self._interest = None
+        self._sock = self._tls = TlsSocket(self._sock, self._tls_context, server_side=True)
+        self._outbox.use(self._tls)
+        self._own_loop = no_loop
+        self._is_starting_tls = True
+
+    def _go_on_with_tls(self) -> int:
+        assert self._tls is not None and self._handshake is not None
+        self._heard_count += 1
+        self._tls.handshake()
+        self._is_starting_tls = False
+        self._handshake.tls_started()
+        log.info("%s: started %s", self.client, self._tls.version)
+        return 1
+
     def _haggle(self, data: bytes) -> None:
         handshake = self._handshake
         assert handshake is not None
         handshake.receive(data)
         self._outbox.add([handshake.data_to_send()])
-        if handshake.phase is Phase.CLOSED:
+        if handshake.wants_tls:
+            self._start_tls()
+        elif handshake.phase is Phase.CLOSED:
             if handshake.error:
                 log.warning("%s: hanging up: %s", self.client, handshake.error)
             self._receiving = False
@@ -299,9 +348,10 @@ class Session:
         elif handshake.phase is Phase.TRANSMISSION:
             agreement = handshake.agreement
             assert agreement is not None
-            self._reader = RequestReader(agreement, handshake.leftover)
+            self._reader = request_reader(agreement, handshake.leftover)
             export = self._exports[agreement.export.name]
-            commands = logged_if_wanted(Commands(export, agreement, self._is_wanted), self.client)
+            by_reference = self._tls is None  # what the kernel sends by itself is not encrypted
+            commands = logged_if_wanted(Commands(export, agreement, self._is_wanted, by_reference), self.client)
             self._commands = commands if export.recording is None else export.recording.commands(commands, self.client)
             self._handshake = None
             self._forget_silence()
@@ -467,11 +517,19 @@ class Session:
         if self._stopping and idle and not is_empty:
             self._wait_for_reader()
         receiving = self._receiving and not paused and not self._has_more
-        self._wait_for((READABLE if receiving else 0) | (0 if sent_all else WRITABLE))
+        self._wait_for((READABLE if receiving else 0) | (WRITABLE if self._wants_room(sent_all) else 0))
+
+    def _wants_room(self, sent_all: bool) -> bool:
+        """Whether there will be something to do when the socket takes more. TLS may wait for the other side's word."""
+        tls = self._tls
+        if tls is None:
+            return not sent_all
+        return tls.receive_wants_room or not (sent_all or tls.send_wants_input)
 
     def _is_at_rest(self) -> bool:
         """Whether there is nothing to be done but to wait for the client's next request."""
-        return not (self._has_more or self._draining or self._stopping or self._wants_update or self._is_paused())
+        is_busy = self._has_more or self._draining or self._stopping or self._wants_update or self._is_paused()
+        return not (is_busy or (self._tls is not None and (self._tls.pending or self._tls.receive_wants_room)))
 
     def _may_move(self) -> bool:
         """Whether the session is where it must not be heavy, and can move."""
@@ -519,7 +577,12 @@ class Session:
         own.stop()
 
     def _wait_for(self, interest: int) -> None:
-        """Change what the loop tells us of; that the client hangs up, it tells once, whatever we wait for."""
+        """Change what the loop tells us of; that the client hangs up, it tells once, whatever we wait for.
+
+        What TLS has decrypted already, no loop tells of.
+        """
+        if interest & READABLE and self._tls is not None and self._tls.pending:
+            self._soon(self._receive_and_update)
         wanted = None if self._is_gone and not interest else interest
         if wanted == self._interest:
             return
@@ -559,11 +622,17 @@ class Session:
     def _discard(self) -> None:
         try:
             for _ in range(RECEIVES_MAX):
-                if not self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT):
+                if not self._discards():
                     self._end()
                     return
         except BlockingIOError:
             return
+
+    def _discards(self) -> bool:
+        """Throw away some of what comes; False at the end of it."""
+        if self._tls is not None:
+            return self._tls.discard(HANDSHAKE_RECEIVE_BYTES)
+        return bool(self._sock.recv(HANDSHAKE_RECEIVE_BYTES, MSG_DONTWAIT))
 
     def _end(self) -> None:
         """Close the connection. What is in flight goes on: see `join`."""
@@ -577,6 +646,9 @@ class Session:
         self._reader = None
         self._answers = []
         self._outbox.close()
+        if self._tls is not None:  # "the server MUST close down the TLS session"
+            with suppress(OSError):
+                self._tls.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         if self._loop is not self._shared_loop:
             self._loop.stop()
