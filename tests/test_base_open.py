@@ -7,6 +7,7 @@ from impl.base.file import FileBase
 from impl.base.memory import MemoryBase
 from impl.base.open import SCHEMES, open_base
 from impl.base.pattern import PatternBase, pattern
+from impl.client import parse
 from impl.errors import StartError, UsageError
 from impl.sizes import SIZE_MAX
 
@@ -47,8 +48,9 @@ REFUSED = [  # (text, what the message says)
     ("pattern:1M?jitter=-5ms", "pattern: jitter '-5ms' is not a duration"),
     ("pattern:1M?latency=1ms?jitter=1ms", "pattern: latency '1ms?jitter=1ms' is not a duration"),
     ("foo:bar", "base 'foo:bar' has the unknown scheme 'foo'"),
-    ("nbd://localhost/disk", "unknown scheme 'nbd'"),
-    ("nbd+unix:///?socket=s", "unknown scheme 'nbd+unix'"),
+    ("nbd+vsock://1/disk", "unknown scheme 'nbd+vsock'"),
+    ("nbd://", "the host is missing"),
+    ("nbd+unix:///disk", "one socket=PATH is needed"),
     ("https://example.com/disk.img", "unknown scheme 'https'"),
     ("s3://bucket/disk.img", "unknown scheme 's3'"),
     ("foo:a\nb\0c", "unknown scheme 'foo'"),
@@ -88,9 +90,17 @@ def test_who_did_not_know_the_forms_is_told_them(text):
         assert scheme.form in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+ELSEWHERE = ("nbd", "nbd+unix", "nbds", "nbds+unix")  # see test_base_nbd.py
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if name not in ELSEWHERE])
 def test_the_form_of_a_scheme_is_one_that_opens(name):
     assert open_base(SCHEMES[name].form.replace("SIZE", "1M").replace("[", "").replace("]", "").replace("N", "7"))
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_form_of_a_scheme_that_leads_elsewhere_is_a_uri(name):
+    parse(SCHEMES[name].form.replace("[", "").replace("]", "").replace(":PORT", ":1"))
 
 
 def test_the_parameters_of_a_pattern_arrive():

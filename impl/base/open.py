@@ -56,6 +56,15 @@ def _open_memory(rest: str) -> Base:
     return MemoryBase(_parse_disk_size(size_text, "memory:"))
 
 
+def _open_nbd(scheme: str) -> Callable[[str], Base]:
+    def open_uri(rest: str) -> Base:
+        from impl.base.nbd import NbdBase  # noqa: PLC0415 - the client takes long to load, and few need it
+
+        return NbdBase(f"{scheme}:{rest}")
+
+    return open_uri
+
+
 def _open_pattern(rest: str) -> Base:
     size_text, query = _split(rest, "pattern:", known=("seed", "latency", "jitter"))
     return PatternBase(
@@ -76,6 +85,10 @@ class Scheme(NamedTuple):
 SCHEMES = {
     "memory": Scheme("memory:SIZE", _open_memory),
     "pattern": Scheme("pattern:SIZE[?seed=N&latency=10ms&jitter=5ms]", _open_pattern),
+    "nbd": Scheme("nbd://HOST[:PORT][/EXPORT]", _open_nbd("nbd")),
+    "nbd+unix": Scheme("nbd+unix:///[EXPORT]?socket=PATH", _open_nbd("nbd+unix")),
+    "nbds": Scheme("nbds://HOST[:PORT][/EXPORT]", _open_nbd("nbds")),
+    "nbds+unix": Scheme("nbds+unix:///[EXPORT]?socket=PATH", _open_nbd("nbds+unix")),
 }
 
 
