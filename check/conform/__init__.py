@@ -1,0 +1,1 @@
+"""Other implementations, held to the specification: what any NBD server has to answer."""
