@@ -15,7 +15,7 @@ from itertools import product
 from bench import clients
 from bench.clients import Load, Outcome
 from bench.results import GIB, KIB
-from bench.servers import COPY_ON_READ, Base, Running
+from bench.servers import COPY_ON_READ, TLS, Base, Running
 from impl.sizes import format_size
 
 TIB = 1 << 40
@@ -268,6 +268,19 @@ def _beside_idle() -> Iterator[Row]:
         )
 
 
+def _tls() -> Iterator[Row]:
+    """The same, encrypted. By nbdcopy alone: fio does not let libnbd read certificates."""
+
+    def row(name: str, meaning: str, work: Work, connections: int, anew: bool = False) -> Row:
+        told = f"{meaning}, {_told(connections)}, with TLS"
+        name = f"tls-{name}-c{connections}"
+        return Row(name, told, "throughput", work, "nbdcopy", connections=connections, anew=anew, mode=TLS)
+
+    for c in (1, 4):
+        yield row("read-base", "nbdcopy of the base to null:", _copy_out(c), c)
+    yield row("write-fresh", "nbdcopy to a fresh overlay", _copy_in(4), 4, anew=True)
+
+
 def _copy_on_read() -> Iterator[Row]:
     load = Load("randread", 4 * KIB, 32)
     yield Row(
@@ -394,6 +407,7 @@ ROWS = _in_order(
         *_beside_idle(),
         *_connections(),
         *_copy_on_read(),
+        *_tls(),
         *_slow(),
         *_whole_disk(),
         *_memory(),

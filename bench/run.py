@@ -22,7 +22,7 @@ from bench.clients import ClientError
 from bench.own_client import CannotError
 from bench.results import RowResult, Sample, ServerResult
 from bench.rows import BASES, PREPARATIONS, Row, Stand, Task, Work
-from bench.servers import Base, Running, Server, absent, idle_connections, started
+from bench.servers import TLS, Base, Running, Server, absent, idle_connections, started
 from impl.errors import StartError
 
 CHUNK_BYTES = 1 << 20
@@ -66,7 +66,7 @@ def reason_against(server: Server, row: Row) -> str:
     for trait in sorted(row.all_traits):
         if trait in server.lacks:
             return server.lacks[trait]
-    return absent(server, "slow" in row.all_traits)
+    return absent(server, "slow" in row.all_traits, TLS in row.all_traits)
 
 
 def remark_on(server: Server, row: Row) -> str:

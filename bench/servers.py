@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
-from bench import compiled
+from bench import certificates, compiled
 from check.live.servers import COWPROOF, ROOT, find, missing, path_of, uri_of
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse
@@ -38,6 +39,7 @@ SOCKET_PATH_MAX_BYTES = 107
 UPSTREAM_THREADS = 64
 CONNECTIONS_MAX = 256
 COPY_ON_READ = "copy-on-read"
+TLS = "tls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Base:
 class Place:
     """Where a server has its files, and over what it is to serve.
 
-    mode:         COPY_ON_READ, or nothing
+    mode:         COPY_ON_READ, TLS, or nothing
     block_bytes:  the unit that is copied; 0, its default
     """
 
@@ -71,6 +73,11 @@ class Place:
     def pidfile(self) -> Path:
         """Where it says who it is, if it goes into the background."""
         return self.folder / "pid"
+
+    @property
+    def certificates(self) -> str:
+        """The folder of those of the run."""
+        return str(certificates.folder_in(self.folder.parent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,11 @@ class Server:
 
     def uri(self, place: Place) -> str:
         """Where clients find it."""
-        return uri_of(place.socket).replace("///", f"///{self.export}")
+        uri = uri_of(place.socket).replace("///", f"///{self.export}")
+        if place.mode != TLS:
+            return uri
+        parameters = {"tls-certificates": place.certificates, "tls-hostname": certificates.HOSTNAME}
+        return f"{uri.replace('nbd', 'nbds', 1)}&{urlencode(parameters, safe='/')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +146,7 @@ def _cowproof(*options: str, is_compiled: bool = False) -> Callable[[Place], lis
         program = _compiled(place) if is_compiled else COWPROOF
         slow = f"pattern:{place.base.size_bytes}?latency={place.base.latency_ms}ms"
         mode = ["--cow-on-read", "on"] if place.mode == COPY_ON_READ else []
+        mode += ["--tls", "require", "--tls-certificates", place.certificates] if place.mode == TLS else []
         mode += [f"--cow-block-size={format_size(place.block_bytes)}"] * bool(place.block_bytes)
         base = slow if place.base.latency_ms else str(place.base.path)
         return [*program, "--exit-with-parent", "-U", str(place.socket), *options, *mode, base]
@@ -157,7 +169,8 @@ def _nbdkit(*options: str) -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
         mode = ["cow-on-read=true"] if place.mode == COPY_ON_READ else []
         mode += [f"cow-block-size={place.block_bytes}"] * bool(place.block_bytes)
-        return [*_nbdkit_over(place.base, place.socket, *options, "--filter=cow"), *mode]
+        tls = ["--tls=require", f"--tls-certificates={place.certificates}"] if place.mode == TLS else []
+        return [*_nbdkit_over(place.base, place.socket, *tls, *options, "--filter=cow"), *mode]
 
     return command
 
@@ -180,6 +193,9 @@ def _qemu_nbd(*options: str) -> Callable[[Place], list[str]]:
             nodes += ["file.file.driver=file", f"file.file.filename={image}"]
             nodes += ["file.file.aio=io_uring"] * ("--aio=io_uring" in options)
             return [find("qemu-nbd"), *shared, "--image-opts", ",".join(nodes)]
+        if place.mode == TLS:
+            credentials = f"tls-creds-x509,id=t,endpoint=server,verify-peer=no,dir={place.certificates}"
+            shared += ["--object", credentials, "--tls-creds", "t"]
         return [find("qemu-nbd"), *shared, "--discard=unmap", *options, "-f", "qcow2", str(image)]
 
     return command
@@ -282,6 +298,7 @@ SERVERS = [
             "kept": _OWN_COPIES,
             "slow": "it serves files only, and none of them is slow",
             COPY_ON_READ: "it has no copy-on-read",
+            TLS: "its TLS takes a configuration of its own, which is not made here",
             "8T": "its map takes 8 GiB of memory for each connection",
             "block size": "its blocks are of 4 KiB, always",
         },
@@ -292,9 +309,10 @@ SERVERS = [
 ]
 
 
-def absent(server: Server, slow: bool = False) -> str:
+def absent(server: Server, slow: bool = False, tls: bool = False) -> str:
     """What has to be done before it can be measured, if anything: mostly, what to install."""
     needed = [*server.programs, *(["nbdkit"] if slow and server.name.startswith("qemu-nbd") else [])]
+    needed += ["openssl"] * tls
     lacking = [program for program in needed if path_of(program) is None]
     return missing(lacking) if lacking else server.needs()
 
@@ -405,5 +423,6 @@ def idle_connections(uri: str, count: int) -> Iterator[None]:
         for _ in range(count):
             deadline = Deadline(START_LIMIT_S)
             sock = stack.enter_context(open_socket(target, deadline))
-            shake_hands(sock, ClientHandshake(target.export), deadline)
+            handshake = ClientHandshake(target.export, tls=target.tls is not None)
+            stack.callback(shake_hands(sock, handshake, deadline, target).close)
         yield

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from servers import ROOT, need
 
-from bench import clients, command, growth, measure, servers, wanted
+from bench import certificates, clients, command, growth, measure, servers, wanted
 from bench.clients import ClientError, Load, Outcome, fio_command, parse_fio
 from bench.command import bench, chosen, duration, settings_of
 from bench.measure import Process, cpu_of_tree_s, parse_anonymous, parse_busy_s, parse_stat, tree
@@ -25,9 +25,11 @@ from bench.report import aligned, number, row_lines, summary
 from bench.results import FIGURES, GIB, MIB, Results, RowResult, Sample, ServerResult, load, ratio, save, spread
 from bench.rows import BASES, PREPARATIONS, ROWS, Row
 from bench.run import Run, Settings, fits, is_noisy, reason_against
-from bench.servers import COPY_ON_READ, SERVERS
+from bench.servers import COPY_ON_READ, SERVERS, TLS
 from bench.wanted import ahead, best, marks
+from impl.client.uri import parse
 from impl.errors import UsageError
+from impl.tls import client_context, server_context
 
 TICKS = measure.TICKS_PER_S
 HOSTILE = "</script><script>document.title='taken'</script><img src=http://example.com/x>"
@@ -260,6 +262,7 @@ ASKED_ROWS = {  # by what was asked for: the patterns that have to fit a row eac
     "connections": ["connect-c1", "connect-c4", "start"],
     "beside": ["4k-read-d1-idle64", "4k-read-d32-idle64"],
     "copy-on-read": ["4k-read-d32-copy", "slow1-read-d32-copy"],
+    "with TLS": ["tls-read-base-c1", "tls-read-base-c4", "tls-write-fresh-c4"],
 }
 NAMES = [row.name for row in ROWS]
 
@@ -351,6 +354,36 @@ def test_every_server_that_copies_on_read_is_told_to(name, monkeypatch):
     assert "on-read" in told
     assert "on-read" not in without
     assert ("io_uring" in told) == ("uring" in name)
+
+
+@pytest.mark.parametrize("name", ["cowproof", "nbdkit", "qemu-nbd", "qemu-nbd-uring"])
+def test_every_server_that_is_to_encrypt_has_the_certificates_of_the_run(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(servers, "find", lambda program: program)
+    monkeypatch.setattr(certificates, "_make", lambda folder: None)
+    place = servers.Place(tmp_path / "place", servers.Base(ROOT / "base", GIB), TLS)
+    told = " ".join(server_named(name).command(place))
+    assert str(tmp_path / "certificates") in told
+    assert "tls" not in " ".join(server_named(name).command(replace(place, mode="")))
+    target = parse(server_named(name).uri(place))
+    assert (target.tls.certificates, target.tls.hostname) == (str(tmp_path / "certificates"), "localhost")
+    assert parse(server_named(name).uri(replace(place, mode=""))).tls is None
+
+
+def test_without_openssl_a_row_with_tls_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(servers, "path_of", lambda program: None if program == "openssl" else program)
+    assert "apt-get install openssl" in reason_against(server_named("cowproof"), row_named("tls-read-base-c1"))
+    assert reason_against(server_named("nbd-server"), row_named("tls-read-base-c1"))
+    assert not reason_against(server_named("cowproof"), row_named("read-base-c1"))
+
+
+def test_certificates_are_made_once_and_are_of_use(tmp_path):
+    need("openssl", "openssl")
+    folder = certificates.folder_in(tmp_path)
+    server_context(str(folder), verify_peer=True)
+    client_context(str(folder))
+    made = (folder / "server-cert.pem").read_bytes()
+    assert certificates.folder_in(tmp_path) == folder
+    assert (folder / "server-cert.pem").read_bytes() == made
 
 
 # Turns

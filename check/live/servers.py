@@ -37,7 +37,10 @@ ROOT = Path(impl.__file__).parent.parent
 COWPROOF = (sys.executable, "-m", "impl.server")
 
 # The servers of others, as programs, each with the Debian package that has it.
-PACKAGES = {"nbdkit": "nbdkit", "qemu-nbd": "qemu-utils", "qemu-img": "qemu-utils", "nbd-server": "nbd-server"}
+PACKAGES = {
+    **{program: program for program in ("nbdkit", "nbd-server", "openssl")},
+    **dict.fromkeys(("qemu-nbd", "qemu-img"), "qemu-utils"),
+}
 
 
 @dataclass(frozen=True, slots=True)
