@@ -30,8 +30,10 @@ from model.device import Cache, Device, Flush, Read, Request, Status, Trim, Writ
 VERSION = 1
 FOLDER = Path(__file__).resolve().parents[2] / "specs" / "vectors"
 BLOCK = 4096
-# Four blocks, and one that is short and of an odd size.
+# Four blocks, and one that is short: of an odd size; and of two sectors, for servers that know nothing less.
 SIZE = 4 * BLOCK + 1001
+SECTORS_SIZE = 4 * BLOCK + 1024
+SECTOR = 512
 BASE_RULE = "byte i is 1 + i % 251"
 STATES = "NAT"  # as `State` numbers them: not allocated, allocated, trimmed
 ERRNO = {model.Error.OUT_OF_RANGE: "EINVAL", model.Error.NO_SPACE_BEYOND_END: "ENOSPC", model.Error.NOT_FAST: "ENOTSUP"}
@@ -89,12 +91,12 @@ def byte(value: int, offset: int, length: int) -> Write:
     return Write(offset, bytes([value]) * length)
 
 
-def bring_to(states: str) -> list[Request]:
+def bring_to(states: str, size: int = SIZE) -> list[Request]:
     """Requests that bring the first blocks of a fresh device into these states."""
     make: dict[str, Callable[[int], list[Request]]] = {
         "N": lambda block: [],
-        "A": lambda block: [byte(7, block * BLOCK, min(BLOCK, SIZE - block * BLOCK))],
-        "T": lambda block: [Trim(block * BLOCK, min(BLOCK, SIZE - block * BLOCK))],
+        "A": lambda block: [byte(7, block * BLOCK, min(BLOCK, size - block * BLOCK))],
+        "T": lambda block: [Trim(block * BLOCK, min(BLOCK, size - block * BLOCK))],
     }
     return [request for block, state in enumerate(states) for request in make[state](block)]
 
@@ -111,12 +113,17 @@ RANGES = {
     "the tail of one block, and a whole one": (BLOCK - 512, BLOCK + 512),
     "a whole block, and the head of the next": (0, BLOCK + 512),
 }
-END_RANGES = {
-    "the short last block, whole": (4 * BLOCK, 1001),
-    "the head of the short last block": (4 * BLOCK, 1000),
-    "the last byte": (SIZE - 1, 1),
-    "all of the disk": (0, SIZE),
-}
+
+
+def end_ranges(size: int) -> dict[str, tuple[int, int]]:
+    """Ranges at the end of a disk, and all of it."""
+    short = size - 4 * BLOCK
+    return {
+        "the short last block, whole": (4 * BLOCK, short),
+        "the head of the short last block": (4 * BLOCK, short - 1),
+        "the last byte": (size - 1, 1),
+        "all of the disk": (0, size),
+    }
 
 
 def requests_about(offset: int, length: int) -> Iterator[tuple[str, Request]]:
@@ -132,18 +139,18 @@ def requests_about(offset: int, length: int) -> Iterator[tuple[str, Request]]:
     yield "block status", Status(offset, length)
 
 
-def cases() -> Iterator[tuple[str, str, Sequence[Request]]]:
+def cases(size: int = SIZE) -> Iterator[tuple[str, str, Sequence[Request]]]:
     """Name, the states to begin with, and the requests that it is about."""
     for (name, (offset, length)), states in product(RANGES.items(), map("".join, product(STATES, repeat=2))):
         if offset + length <= BLOCK and states[1] != "N":
             continue  # the second block is not concerned
         for what, request in requests_about(offset, length):
             yield f"{what}, {name}, {states}", states, [request]
-    for (name, (offset, length)), state in product(END_RANGES.items(), STATES):
+    for (name, (offset, length)), state in product(end_ranges(size).items(), STATES):
         for what, request in requests_about(offset, length):
             yield f"{what}, {name}, NNNN{state}", f"NNNN{state}", [request]
-    yield from SEQUENCES
-    for what, request in beyond_the_end():
+    yield from sequences(size)
+    for what, request in beyond_the_end(size):
         yield f"{what}, beyond the end", "", [request]
     for what, request in requests_about(BLOCK, 0):
         if not isinstance(request, Status):  # of no bytes: "the behavior of a server is unspecified"
@@ -151,48 +158,50 @@ def cases() -> Iterator[tuple[str, str, Sequence[Request]]]:
     yield "flush", "A", [Flush()]
 
 
-def beyond_the_end() -> Iterator[tuple[str, Request]]:
+def beyond_the_end(size: int) -> Iterator[tuple[str, Request]]:
     """Ranges that are not on the disk, by a byte, or altogether."""
-    for offset, length in ((SIZE - 1, 2), (SIZE, 1), (0, SIZE + 1), (1 << 40, 512)):
+    for offset, length in ((size - 1, 2), (size, 1), (0, size + 1), (1 << 40, 512)):
         for what, request in requests_about(offset, length):
             yield f"{what} of {length} bytes at {offset}", request
 
 
-SEQUENCES: list[tuple[str, str, Sequence[Request]]] = [
-    ("a part written over a part of the base shows both", "", [byte(1, 100, 50), Read(0, BLOCK)]),
-    ("a part written into a trimmed block leaves zeroes", "T", [byte(1, 100, 50), Read(0, BLOCK)]),
-    ("two parts of one block keep each other", "", [byte(1, 0, 10), byte(2, 4000, 96), Read(0, BLOCK)]),
-    ("a trim of a part does not show the base again", "A", [Trim(0, 100), Read(0, BLOCK)]),
-    ("a trimmed block that is written shows no old bytes", "A", [Trim(0, BLOCK), byte(3, 10, 1), Read(0, BLOCK)]),
-    ("zeroes over two blocks leave their neighbours", "AAA", [Zero(BLOCK - 1, 2), Read(0, 3 * BLOCK)]),
-    ("a cache changes nothing that is read", "NAT", [Cache(0, 3 * BLOCK), Read(0, 3 * BLOCK)]),
-    ("a write over all of the disk hides all of the base", "NAT", [byte(5, 0, SIZE), Read(0, SIZE)]),
-    ("a fast zero that is refused changes nothing", "A", [Zero(1, 10, fast=True), Read(0, BLOCK)]),
-    ("a write that is refused changes nothing", "A", [byte(8, SIZE - 1, 2), Read(SIZE - 10, 10)]),
-    ("a trim of all of the disk, and a byte in it", "", [Trim(0, SIZE), byte(1, 2 * BLOCK, 1), Read(0, SIZE)]),
-]
+def sequences(size: int) -> list[tuple[str, str, Sequence[Request]]]:
+    """Several requests, one after the other."""
+    return [
+        ("a part written over a part of the base shows both", "", [byte(1, 100, 50), Read(0, BLOCK)]),
+        ("a part written into a trimmed block leaves zeroes", "T", [byte(1, 100, 50), Read(0, BLOCK)]),
+        ("two parts of one block keep each other", "", [byte(1, 0, 10), byte(2, 4000, 96), Read(0, BLOCK)]),
+        ("a trim of a part does not show the base again", "A", [Trim(0, 100), Read(0, BLOCK)]),
+        ("a trimmed block that is written shows no old bytes", "A", [Trim(0, BLOCK), byte(3, 10, 1), Read(0, BLOCK)]),
+        ("zeroes over two blocks leave their neighbours", "AAA", [Zero(BLOCK - 1, 2), Read(0, 3 * BLOCK)]),
+        ("a cache changes nothing that is read", "NAT", [Cache(0, 3 * BLOCK), Read(0, 3 * BLOCK)]),
+        ("a write over all of the disk hides all of the base", "NAT", [byte(5, 0, size), Read(0, size)]),
+        ("a fast zero that is refused changes nothing", "A", [Zero(1, 10, fast=True), Read(0, BLOCK)]),
+        ("a write that is refused changes nothing", "A", [byte(8, size - 1, 2), Read(size - 10, 10)]),
+        ("a trim of all of the disk, and a byte in it", "", [Trim(0, size), byte(1, 2 * BLOCK, 1), Read(0, size)]),
+    ]
 
 
-def vectors() -> list[dict[str, object]]:
-    """All of them."""
-    return [vector(name, states, requests) for name, states, requests in cases()]
+def vectors(size: int = SIZE) -> list[dict[str, object]]:
+    """All of them, of a disk of this size."""
+    return [vector(name, states, requests, size) for name, states, requests in cases(size)]
 
 
-def vector(name: str, states: str, requests: Sequence[Request]) -> dict[str, object]:
+def vector(name: str, states: str, requests: Sequence[Request], size: int = SIZE) -> dict[str, object]:
     """One, played in the model."""
-    shadow = Shadow(model.new_device(SIZE, BLOCK))
-    setup = bring_to(states)
+    shadow = Shadow(model.new_device(size, BLOCK))
+    setup = bring_to(states, size)
     for request in setup:
         assert shadow.apply(request) == model.Done(), (name, request)
     assert shadow.states().startswith(states), (name, shadow.states())
     steps = [step(shadow, request) for request in requests]
-    whole = model.apply(shadow.device, Status(0, SIZE))[1]
+    whole = model.apply(shadow.device, Status(0, size))[1]
     assert isinstance(whole, model.Extents)
     return {
         "name": name,
         "setup": [told(request) for request in setup],
         "steps": steps,
-        "content": shadow.runs(0, SIZE),
+        "content": shadow.runs(0, size),
         "states": shadow.states(),
         "extents": [list(extent) for extent in whole.extents],
     }
@@ -226,7 +235,7 @@ def others(request: Request, reply: model.Reply) -> list[dict[str, object]]:
     if isinstance(request, Zero) and request.fast:
         return [{"error": "ENOTSUP"}]
     if not isinstance(request, Flush) and not request.length:
-        return [{"error": "EINVAL"}]  # "the behavior of a server on such a request is unspecified"
+        return [{"unspecified": True}]  # "the behavior of a server on such a request is unspecified"
     return []
 
 
@@ -251,13 +260,13 @@ def told(request: Request) -> dict[str, object]:
     return found
 
 
-def document() -> dict[str, object]:
-    """The file."""
+def document(size: int) -> dict[str, object]:
+    """A file."""
     return {
         "format": "cowproof-vectors",
         "version": VERSION,
-        "disk": {"size": SIZE, "block_size": BLOCK, "base": BASE_RULE},
-        "vectors": vectors(),
+        "disk": {"size": size, "block_size": BLOCK, "base": BASE_RULE},
+        "vectors": vectors(size),
     }
 
 
@@ -272,7 +281,7 @@ def as_text(value: dict[str, object]) -> str:
 
 def files() -> dict[str, str]:
     """The vectors as they are committed: name and text."""
-    return {"device.json": as_text(document())}
+    return {"device.json": as_text(document(SIZE)), "sectors.json": as_text(document(SECTORS_SIZE))}
 
 
 def main(arguments: Iterable[str]) -> int:

@@ -1,0 +1,5 @@
+"""`python -m check.conform`: as `cowproof conform`."""
+
+from check.conform.command import main
+
+main()

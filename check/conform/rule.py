@@ -1,0 +1,81 @@
+"""What a rule is, and what can come of it.
+
+Shapes:  a rule is a function that returns where the server keeps it, and raises where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from check.conform.subject import Subject
+
+
+class Failure(Exception):
+    """The server does not do what the rule says: what it does instead."""
+
+
+class NotOffered(Exception):
+    """The server does not have what the rule is about, and need not."""
+
+
+class NotApplicable(Exception):
+    """The rule cannot be tried here: why not, and what would help."""
+
+
+class Verdict(Enum):
+    """What came of a rule."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    NOT_OFFERED = "not offered"
+    NOT_APPLICABLE = "not applicable"
+
+
+class Need(Enum):
+    """How binding the protocol's text is (RFC 2119). A SHOULD that is not done may have its reasons."""
+
+    MUST = "MUST"
+    SHOULD = "SHOULD"
+
+
+Check = Callable[["Subject"], None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a server has to do.
+
+    name:     with which it can be asked for alone; what is before the slash is its group
+    section:  where the protocol says so
+    says:     what it is, in a sentence
+    """
+
+    name: str
+    need: Need
+    section: str
+    says: str
+    check: Check
+
+    @property
+    def group(self) -> str:
+        """The rules that it stands among."""
+        return self.name.partition("/")[0]
+
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str, need: Need, section: str) -> Callable[[Check], Check]:
+    """Make a function a rule; its docstring is what the rule says."""
+
+    def register(check: Check) -> Check:
+        assert name not in RULES, name
+        assert check.__doc__, name
+        RULES[name] = Rule(name, need, section, check.__doc__.strip().splitlines()[0].rstrip("."), check)
+        return check
+
+    return register

@@ -1,0 +1,150 @@
+"""Runs rules against a server, one after the other, and keeps what came of each.
+
+Errors:  none but StartError, when a server cannot be started at all. Whatever else goes wrong while a rule is tried,
+         a server that hangs or vanishes among it, is that rule's failure.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from xml.etree import ElementTree
+
+from check.conform import handshake, semantics, transmission
+from check.conform.rule import RULES, Failure, Need, NotApplicable, NotOffered, Rule, Verdict
+from check.conform.subject import Subject, started, there
+from impl.errors import StartError, UsageError
+
+assert handshake and semantics and transmission, "their rules are registered as they are loaded"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one rule."""
+
+    rule: Rule
+    verdict: Verdict
+    detail: str
+    seconds: float
+
+    @property
+    def is_violation(self) -> bool:
+        """Whether the server breaks the protocol: what it MUST do, and does not."""
+        return self.verdict is Verdict.FAIL and self.rule.need is Need.MUST
+
+
+def chosen(patterns: Sequence[str]) -> list[Rule]:
+    """The rules whose names fit one of the patterns, or all. UsageError for a pattern that fits none."""
+    for pattern in patterns:
+        if not any(fits(rule, pattern) for rule in RULES.values()):
+            raise UsageError(f"no rule is called {pattern!r}: --list shows their names")
+    return [rule for rule in RULES.values() if not patterns or any(fits(rule, pattern) for pattern in patterns)]
+
+
+def fits(rule: Rule, pattern: str) -> bool:
+    """Whether a rule is meant: by name, pattern, or group."""
+    return fnmatchcase(rule.name, pattern) or rule.group == pattern
+
+
+def run(rules: Sequence[Rule], subject: Callable[[], Subject], say: Callable[[Result], None]) -> list[Result]:
+    """Try rules on a server; each is told as it is done."""
+    results = []
+    for rule in rules:
+        began_s = time.monotonic()
+        verdict, detail = verdict_of(rule, subject())
+        results.append(Result(rule, verdict, detail, time.monotonic() - began_s))
+        say(results[-1])
+    return results
+
+
+def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
+    """What comes of a rule, and why."""
+    try:
+        rule.check(subject)
+    except Failure as failure:
+        return Verdict.FAIL, str(failure)
+    except NotOffered as reason:
+        return Verdict.NOT_OFFERED, str(reason)
+    except NotApplicable as reason:
+        return Verdict.NOT_APPLICABLE, str(reason)
+    except StartError:
+        raise
+    except OSError as error:  # of our own client: it hangs up on what it does not believe
+        return Verdict.FAIL, str(error) or repr(error)
+    return Verdict.PASS, ""
+
+
+@contextmanager
+def subject_of(uri: str | None, command: str | None, export: str) -> Iterator[Subject]:
+    """The server that was named, or one that is started."""
+    if (uri is None) == (command is None):
+        raise UsageError("expected a URI, or --start 'COMMAND with $unixsocket', and not both")
+    if uri is not None:
+        yield there(uri)
+    else:
+        assert command is not None
+        with started(command, export) as subject:
+            yield subject
+
+
+# How results are told.
+
+
+def line(result: Result) -> str:
+    """One result, for people."""
+    told = f"{result.verdict.value:14}  {result.rule.name:34}  {result.rule.need.value:6}  {result.rule.section}"
+    return told if not result.detail else f"{told}\n                {result.detail}"
+
+
+def summary(results: Sequence[Result]) -> str:
+    """How many came out how."""
+    counts = {verdict: sum(result.verdict is verdict for result in results) for verdict in Verdict}
+    told = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
+    violations = sum(result.is_violation for result in results)
+    return f"{len(results)} rules: {told or 'none'}; {violations} of them broken that the protocol says MUST"
+
+
+def as_json(results: Sequence[Result], where: str) -> str:
+    """All of it, for programs."""
+    rules = [
+        {
+            "rule": result.rule.name,
+            "need": result.rule.need.value,
+            "section": result.rule.section,
+            "says": result.rule.says,
+            "verdict": result.verdict.value,
+            "detail": result.detail,
+            "seconds": round(result.seconds, 3),
+        }
+        for result in results
+    ]
+    return json.dumps({"format": "cowproof-conformance", "version": 1, "server": where, "rules": rules}, indent=1)
+
+
+def as_junit(results: Sequence[Result], where: str) -> str:
+    """The same as JUnit's XML, which builds know how to show."""
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"cowproof conform {where}",
+        tests=str(len(results)),
+        failures=str(sum(result.verdict is Verdict.FAIL for result in results)),
+        skipped=str(sum(result.verdict in (Verdict.NOT_OFFERED, Verdict.NOT_APPLICABLE) for result in results)),
+    )
+    for result in results:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=result.rule.group, name=result.rule.name, time=f"{result.seconds:.3f}"
+        )
+        if result.verdict is Verdict.FAIL:
+            ElementTree.SubElement(case, "failure", message=_printable(result.detail)).text = result.rule.says
+        elif result.verdict is not Verdict.PASS:
+            ElementTree.SubElement(case, "skipped", message=_printable(f"{result.verdict.value}: {result.detail}"))
+    return ElementTree.tostring(suite, encoding="unicode")
+
+
+def _printable(text: str) -> str:
+    """XML has no room for control characters, which a server may have said."""
+    return "".join(character if character.isprintable() else "?" for character in text)
