@@ -452,7 +452,8 @@ def test_the_page_shows_what_becomes_of_data_and_of_metadata():
 
 def test_the_installed_command_has_it_and_says_so():
     context = click.Context(impl.cli.cowproof)
-    assert impl.cli.cowproof.list_commands(context) == ["bench", "explore", "history", "races", "serve", "view"]
+    names = ["bench", "conform", "explore", "history", "races", "serve", "view"]
+    assert impl.cli.cowproof.list_commands(context) == names
     assert impl.cli.cowproof.get_command(context, "races") is races
     assert impl.cli.cowproof.get_command(context, "no-such-command") is None
 
