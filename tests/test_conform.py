@@ -8,25 +8,33 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner
 from servers import need
 
+from check import mutants
 from check.conform import link
 from check.conform.command import conform
+from check.conform.concurrency import PART
+from check.conform.disk import VECTORS, base_bytes
 from check.conform.rule import RULES, Failure, Need, NotApplicable, Rule, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, run, verdict_of
-from check.conform.subject import Subject, base_bytes, started, there
+from check.conform.subject import Settings, Subject, started, there
 from check.conform.vectors import SIZE
+from check.live.programs import BLOCK_BYTES
 from impl.base.memory import BytesBase
+from impl.base.open import open_base
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Phase
 from impl.nbd.constants import Command, OptionReply, TransmissionFlag
 from impl.nbd.server_handshake import ServerHandshake
-from impl.server import session
+from impl.overlay.overlay import Overlay
+from impl.overlay.statemap import NOT_ALLOCATED
+from impl.server import export, session
 from impl.server.commands import Commands
 from impl.server.export import ExportOptions, make_export
 from impl.server.listeners import listen_unix
@@ -37,10 +45,11 @@ SOON_S = 20
 
 
 @contextmanager
-def serving(place, size=SIZE):
-    """A server of ours in this process, over the base of the vectors."""
-    export = make_export(BytesBase(base_bytes(size)), ExportOptions(store="memory"))
-    server = Server({"": export}, "", 2)
+def serving(place, disk=VECTORS, block_size=4096, **options):
+    """A server of ours in this process, over the base of the vectors, or a slow one."""
+    base = open_base(disk.name) if disk.is_pattern else BytesBase(disk.content())
+    made = make_export(base, ExportOptions(store="memory", block_size=block_size, **options))
+    server = Server({"": made}, "", 4)
     listener = listen_unix(str(place))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -51,17 +60,21 @@ def serving(place, size=SIZE):
         server.stop()  # a second time: without waiting
         thread.join(SOON_S)
         listener.close()
-        export.store.close()
+        made.store.close()
 
 
+@dataclass(frozen=True)
 class InProcess(Subject):
     """A subject whose fresh servers are made here."""
 
+    options: dict = field(default_factory=dict)
+    has_slow_disks = True
+
     @contextmanager
-    def fresh(self, size=SIZE):
-        place = f"{self.target.path}-fresh"
-        with serving(place, size) as target:
-            yield Subject(target)
+    def fresh(self, disk=VECTORS):
+        block_size = BLOCK_BYTES if disk.is_pattern else 4096
+        with serving(f"{self.target.path}-fresh", disk, block_size, **self.options) as target:
+            yield replace(self, target=target)
 
 
 @pytest.fixture
@@ -76,9 +89,17 @@ def failed(subject, rules=None):
     return {result.rule.name: result.detail for result in results if result.verdict is Verdict.FAIL}
 
 
+# Concurrency takes time: faults of other kinds are not looked for there.
+ALONE = [rule for rule in RULES.values() if rule.group not in ("concurrency", "durability")]
+NOT_OURS = {"concurrency/sector", "concurrency/block"}  # we claim more: requests
+
+
 def test_our_server_passes_all_rules(ours):
-    results = run(list(RULES.values()), lambda: ours, lambda _: None)
-    assert {result.rule.name: result.detail for result in results if result.verdict is not Verdict.PASS} == {}
+    quick = InProcess(ours.target, settings=Settings(quick=True, claims=frozenset({"request"})))
+    results = run(ALONE, lambda: ours, lambda _: None)
+    results += run(chosen(["concurrency"]), lambda: quick, lambda _: None)
+    found = {result.rule.name: result.detail for result in results if result.verdict is not Verdict.PASS}
+    assert set(found) == NOT_OURS, found
 
 
 # Faulty servers.
@@ -397,11 +418,149 @@ def test_a_faulty_server_fails_by_the_rule_that_names_it_and_by_no_other(name, m
     monkeypatch.setattr(session, "Commands", Faulty)
     monkeypatch.setattr(link, "LIMIT_S", 0.5)
     with serving(short_path / "s") as target:
-        assert set(failed(InProcess(target))) == {rule}
+        assert set(failed(InProcess(target), ALONE)) == {rule}
+
+
+# Faults that show only while requests are in flight together.
+
+OVERLAYS = {}
+
+
+def overlay(rule, **options):
+    """An overlay that breaks a rule, in an export with options."""
+
+    def register(made):
+        OVERLAYS[made.__name__] = (rule, made, options)
+        return made
+
+    return register
+
+
+@overlay("concurrency/write")
+class MergesWithWhatWasThere(mutants.NoSecondLookAtWrites):
+    """Stores the block that it has read, and what was written to it meanwhile is gone."""
+
+
+@overlay("concurrency/read", copy_on_read=lambda: True)
+class KeepsWhatItReads(mutants.NoSecondLookAtCopies):
+    """Copy-on-read, over what was written meanwhile."""
+
+
+@overlay("concurrency/cache", copy_on_cache=True)
+class KeepsWhatItCaches(mutants.NoSecondLookAtCopies):
+    """Copy-on-cache, over what was written meanwhile."""
+
+
+class ForgetsMeanwhile(Overlay):
+    """What there is of blocks that had to be fetched is forgotten."""
+
+    def forget(self, fetched):
+        for block in fetched or ():
+            self.states.fill(block, block + 1, NOT_ALLOCATED)
+
+
+@overlay("concurrency/zero")
+class ZeroesAndForgets(ForgetsMeanwhile):
+    def trim(self, offset, length, fetched=None):
+        Overlay.zero(self, offset, length, fetched=fetched)
+
+    def zero(self, offset, length, no_hole=False, fast=False, fetched=None):
+        if offset == PART[0]:
+            self.forget(fetched)
+        super().zero(offset, length, no_hole, fast, fetched)
+
+
+@overlay("concurrency/trim")
+class TrimsAndForgets(ForgetsMeanwhile):
+    def trim(self, offset, length, fetched=None):
+        self.forget(fetched)
+        super().trim(offset, length, fetched)
+
+
+@overlay("concurrency/trim-stays")
+class BringsBackWhatWasTrimmed(Overlay):
+    trimmed = False
+
+    def trim(self, offset, length, fetched=None):
+        super().trim(offset, length, fetched)
+        BringsBackWhatWasTrimmed.trimmed |= length == BLOCK_BYTES
+
+    def zero(self, offset, length, no_hole=False, fast=False, fetched=None):
+        super().zero(offset, length, no_hole, fast, fetched)
+        BringsBackWhatWasTrimmed.trimmed = False
+
+    def _kept_part(self, block, fetched, from_, to):
+        if self.trimmed and block in fetched:
+            return memoryview(fetched[block])[from_:to]
+        return super()._kept_part(block, fetched, from_, to)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_server_that_loses_writes_fails_by_the_rule_that_names_it_and_by_no_other(name, monkeypatch, short_path):
+    rule, made, options = OVERLAYS[name]
+    monkeypatch.setattr(export, "Overlay", made)
+    # A trim may be lost to any of them.
+    not_others = {rule, "concurrency/trim-stays", *NOT_OURS, "concurrency/request"}
+    others = [other for other in chosen(["concurrency"]) if other.name not in not_others]
+    with serving(short_path / "s", **options) as target:
+        named = InProcess(target, settings=Settings(), options=options)
+        assert "no order leaves there" in failed(named, [RULES[rule]])[rule]
+        assert failed(InProcess(target, settings=Settings(quick=True), options=options), others) == {}
+
+
+NBDKIT = "exec nbdkit -f -U $unixsocket --filter=cow nbd uri=$baseuri cow-on-read=true cow-on-cache=true"
+QEMU = (
+    "qemu-img create -q -f qcow2 -F raw -b $baseuri $overlay && exec qemu-nbd -t -e 9 -f qcow2 -k $unixsocket $overlay"
+)
+WHOLE, ELSEWHERE = "WRITE 0+65536", "WRITE 32768+4096"
+
+# What docs/races/ says of them, each with the page.
+RACES = [
+    (NBDKIT, "concurrency/write", f"WRITE 4096+512 beside {WHOLE}"),  # part-beside-whole
+    (NBDKIT, "concurrency/read", f"READ 4096+512 beside {WHOLE}"),  # copy-on-read
+    (NBDKIT, "concurrency/read", f"READ 4096+512 beside {ELSEWHERE}"),  # copy-on-read-elsewhere
+    (NBDKIT, "concurrency/cache", f"CACHE 0+65536 beside {WHOLE}"),  # copy-on-cache
+    (NBDKIT, "concurrency/trim-stays", "WRITE 4096+512 beside TRIM 0+65536"),  # part-beside-trim
+    (QEMU, "concurrency/write", "WRITE 4096+512 beside ZERO 0+65536"),  # part-beside-zero
+]
+
+
+@pytest.mark.parametrize(("command", "rule", "pair"), RACES)
+def test_the_kit_finds_the_races_of_other_peoples_servers_without_being_told(command, rule, pair):
+    need(command.removeprefix("exec ").split()[0], "nbdkit" if command is NBDKIT else "qemu-utils")
+    with started(command) as subject:
+        assert pair in failed(subject, [RULES[rule]])[rule]
+
+
+# Each cuts its writes where one level allows it and the next does not: at a multiple of so many bytes.
+CUTS = {"sector": 256, "block": 512, "request": BLOCK_BYTES}
+
+
+@pytest.mark.parametrize("level", CUTS)
+def test_a_level_that_is_claimed_and_not_kept_is_found_out(level, monkeypatch, short_path, tmp_path):
+    class Torn(Overlay):
+        def write(self, offset, data, fetched=None):
+            cut = min(CUTS[level] - offset % CUTS[level], len(data))
+            super().write(offset, data[:cut], fetched)
+            if cut < len(data):
+                released.wait(0.002)
+                super().write(offset + cut, data[cut:])
+
+    released = threading.Event()
+    monkeypatch.setattr(export, "Overlay", Torn)
+    monkeypatch.setattr(Commands, "_is_small", lambda self, request: False)
+    keeps = {"sector": [], "block": ["sector"], "request": ["block"]}[level]
+    with serving(short_path / "s") as target:
+        for claim in (level, *keeps):
+            settings = Settings(quick=True, claims=frozenset({claim}), keep=tmp_path)
+            found = failed(InProcess(target, settings=settings), [RULES[f"concurrency/{claim}"]])
+            assert bool(found) == (claim == level), found
+    assert (tmp_path / f"{level}.jsonl").exists()
 
 
 def test_every_rule_that_a_server_can_fail_has_a_faulty_server():
-    shown = {rule for rule, _ in [*HANDSHAKES.values(), *SERVERS.values()]}
+    shown = {rule for rule, *_ in [*HANDSHAKES.values(), *SERVERS.values(), *OVERLAYS.values()]}
+    shown |= {f"concurrency/{level}" for level in CUTS}
     assert set(RULES) - shown == {"handshake/greeting", "transmission/disconnect"}, "these two are below"
 
 
@@ -481,7 +640,7 @@ STARTS = [
 
 @pytest.mark.parametrize(("command", "error", "said"), STARTS)
 def test_a_server_that_does_not_start_is_told(command, error, said, monkeypatch):
-    monkeypatch.setattr("check.conform.subject.START_LIMIT_S", 0.3)
+    monkeypatch.setattr("check.conform.place.START_LIMIT_S", 0.3)
     with pytest.raises(error, match=said), started(command):
         pass
 
@@ -506,10 +665,10 @@ def a_rule(need_):
 
 
 RESULTS = [
-    Result(a_rule(Need.MUST), Verdict.FAIL, "it <does> not\x00", 0.5),
-    Result(a_rule(Need.SHOULD), Verdict.FAIL, "nor that", 0.1),
-    Result(a_rule(Need.MUST), Verdict.NOT_OFFERED, "none", 0.0),
-    Result(a_rule(Need.MUST), Verdict.PASS, "", 0.0),
+    Result(a_rule(Need.MUST), Verdict.FAIL, "it <does> not\x00\nat all", 0.5, True),
+    Result(a_rule(Need.SHOULD), Verdict.FAIL, "nor that", 0.1, False),
+    Result(a_rule(Need.MUST), Verdict.NOT_OFFERED, "none", 0.0, False),
+    Result(a_rule(Need.MUST), Verdict.PASS, "", 0.0, False),
 ]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import click
 
-from check.conform.rule import Verdict
+from check.conform.rule import CLAIMS, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, line, run, subject_of, summary
+from check.conform.subject import Settings
 from impl.errors import StartError
 from impl.server.command import fail_in_one_line
 
@@ -22,19 +23,25 @@ Every rule is tried by itself, and says what it is, where the protocol has it, a
 server that hangs fails the rule, and never the kit.
 
 URI is a server that is there: what is on its disk may be overwritten. With --start, servers are started as they are
-needed, over a file $base of some kilobytes, and have to listen at $unixsocket; only so can rules be tried that need a
-disk to which nothing has been written.
+needed, by a shell, and have to stay in the foreground; only so can rules be tried that need a disk to which nothing
+has been written. The command is told where to listen, and what to serve, one of:
+
+\b
+  $unixsocket  the socket where it has to listen
+  $base        a disk, as a file
+  $baseuri     the same disk over NBD, and slow where that matters: so races show that a file hides
+  $overlay     a file that is not there yet, and is kept when the server is started again: for what is written
 
 \b
 Examples:
   cowproof conform nbd://localhost
-  cowproof conform --start 'nbdkit -f -U $unixsocket --filter=cow file $base'
-  cowproof conform --start 'cowproof serve -U $unixsocket $base' --only 'handshake/*'
+  cowproof conform --quick --start 'nbdkit -f -U $unixsocket --filter=cow nbd uri=$baseuri'
+  cowproof conform --start 'cowproof serve -U $unixsocket $base' --only 'handshake/*' --only semantics/read
 """
 
 EPILOG = """\b
 Exit status:
-  0  no rule is broken that the protocol says MUST
+  0  no rule is broken that the protocol says MUST, or that is claimed
   1  one is, or the server could not be started
   2  wrong usage
 """
@@ -50,6 +57,16 @@ Exit status:
 @click.option("--start", "command", metavar="COMMAND", help="Start servers with this, in a shell.")
 @click.option("--export", default="", metavar="NAME", help="With --start: which export, if not the default one.")
 @click.option("--only", multiple=True, metavar="RULE", help="Only this rule, group, or pattern; may be repeated.")
+@click.option(
+    "--claim",
+    "claims",
+    multiple=True,
+    type=click.Choice(CLAIMS),
+    help="What the server is said to do beyond the protocol: what takes effect at an instant, or that what is written "
+    "outlives it; may be repeated.",
+)
+@click.option("--quick", is_flag=True, help="Try less of what takes long: a tenth of the vectors, a part of the races.")
+@click.option("--keep", type=click.Path(), metavar="FOLDER", help="Keep histories that show a failure.")
 @click.option("--list", "lists", is_flag=True, help="Show the rules, and do nothing.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the results as JSON, too.")
 @click.option("--junit", "junit_file", type=click.Path(), metavar="FILE", help="Write the results as JUnit XML, too.")
@@ -58,6 +75,9 @@ def conform(
     command: str | None,
     export: str,
     only: tuple[str, ...],
+    claims: tuple[str, ...],
+    quick: bool,
+    keep: str | None,
     lists: bool,
     json_file: str | None,
     junit_file: str | None,
@@ -68,22 +88,41 @@ def conform(
         for rule in rules:
             click.echo(f"{rule.name:34}  {rule.need.value:6}  {rule.says}")
         return
-    with subject_of(uri, command, export) as subject:
-        results = run(rules, lambda: subject, tell)
+    progress = Progress()
+    settings = Settings(quick, frozenset(claims), None if keep is None else Path(keep), progress.say)
+    with subject_of(uri, command, export, settings) as subject:
+        results = run(rules, lambda: subject, progress.tell)
     where = uri or command or ""
     click.echo(summary(results))
     for result in results:
         if result.verdict is Verdict.FAIL:
-            click.echo(f"alone: cowproof conform {told(uri, command, export)} --only {result.rule.name}")
+            claimed = "".join(f" --claim {claim}" for claim in claims)
+            click.echo(f"alone: cowproof conform {told(uri, command, export)}{claimed} --only {result.rule.name}")
     for path, text in ((json_file, as_json), (junit_file, as_junit)):
         if path is not None:
             write(path, text(results, where))
     sys.exit(1 if any(result.is_violation for result in results) else 0)
 
 
-def tell(result: Result) -> None:
-    """As soon as it is known."""
-    click.echo(line(result))
+class Progress:
+    """Each result as soon as it is known; and on a terminal, how far the rule has come that is being tried."""
+
+    def __init__(self) -> None:
+        self._is_shown = sys.stderr.isatty()
+        self._width = 0
+
+    def say(self, told: str) -> None:
+        """Over what was said before."""
+        if self._is_shown:
+            click.echo(f"\r{told:{self._width}}", nl=False, err=True)
+            self._width = len(told)
+
+    def tell(self, result: Result) -> None:
+        """One result."""
+        self.say("")
+        if self._is_shown:
+            click.echo("\r", nl=False, err=True)
+        click.echo(line(result))
 
 
 def told(uri: str | None, command: str | None, export: str) -> str:

@@ -5,7 +5,7 @@ Shapes:  a rule is a function that returns where the server keeps it, and raises
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -36,10 +36,18 @@ class Verdict(Enum):
 
 
 class Need(Enum):
-    """How binding the protocol's text is (RFC 2119). A SHOULD that is not done may have its reasons."""
+    """How binding a rule is, in the words of RFC 2119. A SHOULD that is not done may have its reasons.
+
+    CLAIM:  the protocol does not ask for it; it binds those who say that they do it
+    """
 
     MUST = "MUST"
     SHOULD = "SHOULD"
+    CLAIM = "CLAIM"
+
+
+# What a server may be said to do beyond the protocol: the last part of the names of the rules that hold it to that.
+CLAIMS = ("sector", "block", "request", "persistent")
 
 
 Check = Callable[["Subject"], None]
@@ -65,17 +73,26 @@ class Rule:
         """The rules that it stands among."""
         return self.name.partition("/")[0]
 
+    def binds(self, claims: Collection[str]) -> bool:
+        """Whether a server that is said to do these things breaks its word by not doing this."""
+        return self.need is Need.MUST or (self.need is Need.CLAIM and self.name.partition("/")[2] in claims)
+
 
 RULES: dict[str, Rule] = {}
+
+
+def add(name: str, need: Need, section: str, says: str, check: Check) -> None:
+    """Have one more rule."""
+    assert name not in RULES, name
+    RULES[name] = Rule(name, need, section, says, check)
 
 
 def rule(name: str, need: Need, section: str) -> Callable[[Check], Check]:
     """Make a function a rule; its docstring is what the rule says."""
 
     def register(check: Check) -> Check:
-        assert name not in RULES, name
         assert check.__doc__, name
-        RULES[name] = Rule(name, need, section, check.__doc__.strip().splitlines()[0].rstrip("."), check)
+        add(name, need, section, check.__doc__.strip().splitlines()[0].rstrip("."), check)
         return check
 
     return register

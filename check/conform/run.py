@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from xml.etree import ElementTree
 
-from check.conform import handshake, semantics, transmission
-from check.conform.rule import RULES, Failure, Need, NotApplicable, NotOffered, Rule, Verdict
-from check.conform.subject import Subject, started, there
+from check.conform import concurrency, handshake, semantics, transmission
+from check.conform.rule import RULES, Failure, NotApplicable, NotOffered, Rule, Verdict
+from check.conform.subject import Settings, Subject, started, there
 from impl.errors import StartError, UsageError
 
-assert handshake and semantics and transmission, "their rules are registered as they are loaded"
+assert handshake and transmission and semantics and concurrency, "their rules are registered as they are loaded"
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class Result:
     verdict: Verdict
     detail: str
     seconds: float
-
-    @property
-    def is_violation(self) -> bool:
-        """Whether the server breaks the protocol: what it MUST do, and does not."""
-        return self.verdict is Verdict.FAIL and self.rule.need is Need.MUST
+    is_violation: bool  # the server breaks its word: what it MUST do, or is said to do, and does not
 
 
 def chosen(patterns: Sequence[str]) -> list[Rule]:
@@ -54,9 +50,10 @@ def run(rules: Sequence[Rule], subject: Callable[[], Subject], say: Callable[[Re
     """Try rules on a server; each is told as it is done."""
     results = []
     for rule in rules:
-        began_s = time.monotonic()
-        verdict, detail = verdict_of(rule, subject())
-        results.append(Result(rule, verdict, detail, time.monotonic() - began_s))
+        began_s, tried = time.monotonic(), subject()
+        verdict, detail = verdict_of(rule, tried)
+        is_violation = verdict is Verdict.FAIL and rule.binds(tried.settings.claims)
+        results.append(Result(rule, verdict, detail, time.monotonic() - began_s, is_violation))
         say(results[-1])
     return results
 
@@ -79,15 +76,15 @@ def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
 
 
 @contextmanager
-def subject_of(uri: str | None, command: str | None, export: str) -> Iterator[Subject]:
+def subject_of(uri: str | None, command: str | None, export: str, settings: Settings) -> Iterator[Subject]:
     """The server that was named, or one that is started."""
     if (uri is None) == (command is None):
         raise UsageError("expected a URI, or --start 'COMMAND with $unixsocket', and not both")
     if uri is not None:
-        yield there(uri)
+        yield there(uri, settings)
     else:
         assert command is not None
-        with started(command, export) as subject:
+        with started(command, export, settings) as subject:
             yield subject
 
 
@@ -97,7 +94,7 @@ def subject_of(uri: str | None, command: str | None, export: str) -> Iterator[Su
 def line(result: Result) -> str:
     """One result, for people."""
     told = f"{result.verdict.value:14}  {result.rule.name:34}  {result.rule.need.value:6}  {result.rule.section}"
-    return told if not result.detail else f"{told}\n                {result.detail}"
+    return "\n                ".join([told, *result.detail.splitlines()])
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -105,7 +102,7 @@ def summary(results: Sequence[Result]) -> str:
     counts = {verdict: sum(result.verdict is verdict for result in results) for verdict in Verdict}
     told = ", ".join(f"{count} {verdict.value}" for verdict, count in counts.items() if count)
     violations = sum(result.is_violation for result in results)
-    return f"{len(results)} rules: {told or 'none'}; {violations} of them broken that the protocol says MUST"
+    return f"{len(results)} rules: {told or 'none'}; {violations} of them broken that bind it"
 
 
 def as_json(results: Sequence[Result], where: str) -> str:
@@ -117,6 +114,7 @@ def as_json(results: Sequence[Result], where: str) -> str:
             "section": result.rule.section,
             "says": result.rule.says,
             "verdict": result.verdict.value,
+            "violation": result.is_violation,
             "detail": result.detail,
             "seconds": round(result.seconds, 3),
         }
@@ -139,7 +137,9 @@ def as_junit(results: Sequence[Result], where: str) -> str:
             suite, "testcase", classname=result.rule.group, name=result.rule.name, time=f"{result.seconds:.3f}"
         )
         if result.verdict is Verdict.FAIL:
-            ElementTree.SubElement(case, "failure", message=_printable(result.detail)).text = result.rule.says
+            first, *_ = result.detail.splitlines() or [""]
+            shown = ElementTree.SubElement(case, "failure", message=_printable(first))
+            shown.text = "\n".join([result.rule.says, *map(_printable, result.detail.splitlines())])
         elif result.verdict is not Verdict.PASS:
             ElementTree.SubElement(case, "skipped", message=_printable(f"{result.verdict.value}: {result.detail}"))
     return ElementTree.tostring(suite, encoding="unicode")

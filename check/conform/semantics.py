@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from check.conform.rule import RULES, Failure, Need, NotOffered, Rule
-from check.conform.subject import Subject, base_bytes
+from check.conform.disk import Disk, base_bytes
+from check.conform.rule import Failure, Need, NotOffered, add
+from check.conform.subject import Subject
 from check.conform.vectors import SECTOR, SECTORS_SIZE, SIZE, vectors
 from impl.client import Client, NbdError
 from impl.nbd.constants import Command, CommandFlag, TransmissionFlag, os_errno
@@ -31,6 +32,7 @@ NEEDED = {
     Command.WRITE_ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
 }
 FLAGS_NEEDED = {"FUA": TransmissionFlag.SEND_FUA, "FAST_ZERO": TransmissionFlag.SEND_FAST_ZERO}
+QUICK_STEP = 10
 ERRORS = {"EINVAL": errno.EINVAL, "ENOSPC": errno.ENOSPC, "ENOTSUP": errno.ENOTSUP, "EPERM": errno.EPERM}
 SAYS = {
     "read": "A read returns what was written last, zeroes where zeroes were, and else the base",
@@ -55,8 +57,10 @@ def by_command(size: int) -> dict[str, list[Json]]:
 def check_vectors(subject: Subject, command: str) -> None:
     """Play all vectors of a kind; the first that fails is told."""
     offered, size = 0, size_for(subject)
-    for vector in by_command(size)[command]:
-        with subject.fresh(size) as server, server.client() as client:
+    chosen = by_command(size)[command][:: QUICK_STEP if subject.settings.quick else 1]
+    for number, vector in enumerate(chosen):
+        subject.settings.say(f"{number} of {len(chosen)}")
+        with subject.fresh(Disk(size)) as server, server.client() as client:
             if not _is_offered(client, vector):
                 continue
             offered += 1
@@ -67,7 +71,7 @@ def check_vectors(subject: Subject, command: str) -> None:
 
 def size_for(subject: Subject) -> int:
     """Of which size the disk has to be: some servers serve whole sectors only."""
-    with subject.fresh(SIZE) as server, server.client() as client:
+    with subject.fresh(Disk(SIZE)) as server, server.client() as client:
         if client.size == SIZE:
             return SIZE
         if not 0 <= client.size - SIZE < SECTOR:
@@ -212,10 +216,11 @@ def _number(value: object) -> int:
     return value
 
 
-def _rule_of(command: str) -> Rule:
-    section, says = f"NBD_CMD_{command.upper()}", SAYS[command]
-    return Rule(f"semantics/{command}", Need.MUST, section, says, lambda subject: check_vectors(subject, command))
-
-
-for _command in SAYS:
-    RULES[f"semantics/{_command}"] = _rule_of(_command)
+for _command, _says in SAYS.items():
+    add(
+        f"semantics/{_command}",
+        Need.MUST,
+        f"NBD_CMD_{_command.upper()}",
+        _says,
+        partial(check_vectors, command=_command),
+    )

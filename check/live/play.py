@@ -146,13 +146,13 @@ def send(client: Client, request: Request, at: int) -> Future[bytes] | Future[No
     return client.cache_async(at + request.offset, request.length)
 
 
-def play(race: Race, a_client: Client, b_client: Client, block: int) -> Outcome:
-    """One try, on a block that no request has touched yet."""
+def play(race: Race, a_client: Client, b_client: Client, block: int, gap_ms: float = GAP_MS) -> Outcome:
+    """One try, on a block that no request has touched yet; B sends its request `gap_ms` after A."""
     base, at = base_block(block), block * BLOCK_BYTES
     a_request, b_request = request_of(race.a, base, Source.A), request_of(race.b, base, Source.B)
     clock = Clock()
     a = Sent(a_client, "A", race.a, a_request, at, clock)
-    time.sleep(GAP_MS / 1000)
+    time.sleep(gap_ms / 1000)
     b = Sent(b_client, "B", race.b, b_request, at, clock)
     b_answered_at_ms = b.wait()
     if not a.is_answered():
