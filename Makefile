@@ -3,9 +3,11 @@
 BIN := .venv/bin
 # Of the server, or of pytest: make serve ARGS='--port 10810 disk.img', make unit ARGS=tests/test_sizes.py
 ARGS :=
+# How long each target is fuzzed.
+FUZZ_SECONDS := 60
 TESTS_TMP := $(or $(TMPDIR),/tmp)
 
-.PHONY: serve test lint types imports unit contracts explore histories tla format clean
+.PHONY: serve test lint types imports unit contracts explore fuzz histories tla format clean
 
 serve:            ## serve the demonstration disk at nbd://localhost
 	@tools/setup.sh serve
@@ -42,6 +44,11 @@ explore:          ## the large bounds, on all processors; stop it when you like,
 	$(BIN)/python -m check.explore.campaign --shape 2,2 --blocks 1 --state explore-2-2-on-1.jsonl
 	$(BIN)/python -m check.explore.campaign --shape 1,1,1 --blocks 3 --state explore-1-1-1-on-3.jsonl
 	$(BIN)/python -m check.explore.campaign --shape 2,2 --state explore-2-2.jsonl
+
+fuzz:             ## the codec against bytes that coverage leads to: make fuzz FUZZ_SECONDS=600
+	@tools/setup.sh serve
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install -q --disable-pip-version-check -e '.[fuzz]'
+	$(BIN)/python -m check.fuzz all --seconds $(FUZZ_SECONDS)
 
 histories:        ## the checker of histories beside the search, on every history of up to six requests on one granule
 	@tools/setup.sh test

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from impl.nbd import wire
-from impl.nbd.client_handshake import MAX_ANSWER_BYTES, ClientHandshake, Goal
+from impl.nbd.client_handshake import MAX_ANSWERS_BYTES, ClientHandshake, Goal
 from impl.nbd.constants import (
     MAX_OPTION_COUNT,
     MAX_OPTION_DATA_BYTES,
@@ -511,9 +511,21 @@ def test_a_client_does_not_listen_to_a_list_without_end():
     client = ClientHandshake(goal=Goal.LIST)
     client.receive(GREETING)
     entry = reply(Option.LIST, OptionReply.SERVER, wire.pack_server_entry("a" * 4096, "b" * 4096))
-    for _ in range(2 * MAX_ANSWER_BYTES // len(entry)):
+    for _ in range(2 * MAX_ANSWERS_BYTES // len(entry)):
         client.receive(entry)
     assert client.phase is Phase.CLOSED
+
+
+def test_a_client_counts_the_answers_to_all_that_it_asks_together():
+    """What was made of one may be kept until the handshake is over."""
+    one = reply(Option.SET_META_CONTEXT, OptionReply.META_CONTEXT, wire.pack_meta_context(1, BASE))
+    other = reply(Option.GO, OptionReply.INFO, wire.pack_info_export(512, 1))
+    told = GREETING + reply(Option.STRUCTURED_REPLY, OptionReply.ACK) + one + reply(Option.SET_META_CONTEXT, *ACK)
+    for answers_max, phase in ((len(one + other), Phase.TRANSMISSION), (len(one + other) - 1, Phase.CLOSED)):
+        client = ClientHandshake("disk", answers_max=answers_max)
+        client.receive(told + other + reply(Option.GO, *ACK))
+        assert client.phase is phase
+        assert bool(client.error) == (phase is Phase.CLOSED)
 
 
 def test_a_client_ignores_information_it_does_not_know():

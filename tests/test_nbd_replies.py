@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from impl.errors import PeerError
 from impl.nbd import replies, wire
 from impl.nbd.constants import ChunkType, Command, CommandFlag, ErrorValue
-from impl.nbd.reply_reader import Expectation, Reply, ReplyReader
+from impl.nbd.reply_reader import CHUNKS_COUNT, Expectation, Reply, ReplyReader, chunks_max
 
 C, F = Command, CommandFlag
 EIO, EINVAL = ErrorValue.EIO, ErrorValue.EINVAL
@@ -267,6 +267,33 @@ def test_what_was_wrong_once_stays_wrong():
     for _ in range(2):
         with pytest.raises(PeerError, match="no request"):
             reader.next()
+
+
+def test_a_client_does_not_take_chunks_without_end():
+    """Errors that are not the last may come as often as a server likes, and each of them is remembered."""
+    one = replies.error_offset_chunk(7, EIO, "", 1000, False)
+    assert chunks_max(READ) == CHUNKS_COUNT
+    Table(c7=READ).read(one * CHUNKS_COUNT, ())
+    with pytest.raises(PeerError, match="more than 1024 chunks"):
+        Table(c7=READ).read(one * (CHUNKS_COUNT + 1), ())
+
+
+def test_of_a_long_read_every_sector_may_be_a_chunk():
+    pieces = [hole(at, 512) for at in range(0, LARGE.length, 512)]
+    (reply,) = Table(c7=LARGE).read(b"".join(pieces) + DONE, ())
+    assert len(reply.chunks) == LARGE.length // 512 + 1
+    assert chunks_max(LARGE) == LARGE.length // 512 + CHUNKS_COUNT
+    assert chunks_max(LARGE._replace(length=1 << 60)) == (32 << 20) // 512 + CHUNKS_COUNT
+
+
+def test_data_may_come_between_errors_but_not_over_them():
+    """However many there are, and in whichever order they came."""
+    errors = b"".join(replies.error_offset_chunk(7, EIO, "", at, False) for at in (1090, 1010, 1050, 1010))
+    (reply,) = Table(c7=READ).read(errors + data(1000, 10) + data(1011, 39) + data(1091, 9) + DONE, ())
+    assert (reply.error_offset, reply.chunks.count(DATA)) == (1090, 3)
+    for start, length in ((1000, 11), (1010, 1), (1011, 40), (1050, 41), (1090, 10), (1000, 100)):
+        with pytest.raises(PeerError, match="earlier error"):
+            Table(c7=READ).read(errors + data(start, length), ())
 
 
 def test_messages_are_cut_to_what_a_string_may_be():

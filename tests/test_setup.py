@@ -1,4 +1,4 @@
-"""`make serve`, `make test`, `make clean`: what they install, what they say where they may not, what they remove.
+"""`make serve`, `make test`, `make fuzz`, `make clean`: what they install, say where they may not, and remove.
 
 Source:  README, "Two commands".
 """
@@ -115,6 +115,18 @@ def test_make_serve_hands_the_servers_options_on_and_says_how(checkout):
     status, ran, said = checkout.run(ROOT_USER, make, "serve")
     assert (status, ran) == (0, ["python -m impl.server"])
     assert "make serve ARGS='--port 10810'" in said
+
+
+def test_make_fuzz_installs_the_fuzzer_where_there_is_none_and_runs_it_as_long_as_is_said(checkout):
+    make = need("make", package="make")
+    fuzzing = "python -m check.fuzz all --seconds"
+    checkout.run(ROOT_USER, "tools/setup.sh", "serve")
+    status, ran, said = checkout.run(ROOT_USER, make, "fuzz", "FUZZ_SECONDS=3")
+    assert (status, ran) == (0, ["python -c import atheris", f"{fuzzing} 3"]), said
+    python = checkout.folder / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace("case $*", 'case $* in *"import atheris") exit 1 ;; esac; case $*'))
+    status, ran, said = checkout.run(ROOT_USER, make, "fuzz")
+    assert (status, ran) == (0, [f"{PIP} .[fuzz]", f"{fuzzing} 60"]), said
 
 
 def test_make_clean_removes_what_killed_tests_left_and_nothing_else(checkout):

@@ -7,7 +7,8 @@ Shapes:  as ServerHandshake: `receive`, `data_to_send`, `phase`. What is asked, 
          for each goal, which yields an option and is resumed with the answer to it.
 Errors:  none is raised, whatever a server sends: phase CLOSED, and the reason in `error`. A server's refusal leaves
          its reply type in `refusal`, and an ABORT to be sent ("initiating a soft disconnect").
-Bounds:  one answer of at most MAX_ANSWER_BYTES.
+Bounds:  one reply; and of those that are not the last to an option, `answers_max` bytes, all options together, for what
+         is made of them may be kept as long as the handshake.
 Omits:   oldstyle negotiation.
 """
 
@@ -38,7 +39,7 @@ from impl.nbd.constants import (
     is_error_reply,
 )
 
-MAX_ANSWER_BYTES = 16 << 20  # of a LIST, say: over a hundred thousand exports
+MAX_ANSWERS_BYTES = 16 << 20  # of a LIST, say: over a hundred thousand exports
 INFOS = (Info.EXPORT, Info.NAME, Info.DESCRIPTION, Info.BLOCK_SIZE)
 INTERMEDIATE = frozenset({OptionReply.SERVER, OptionReply.INFO, OptionReply.META_CONTEXT})
 
@@ -94,6 +95,7 @@ class ClientHandshake:
         structured: bool = True,
         contexts: Sequence[str] = (BASE_ALLOCATION,),
         export_name_only: bool = False,
+        answers_max: int = MAX_ANSWERS_BYTES,
     ) -> None:
         """`contexts` are the queries; with `export_name_only`, GO is done as the oldest clients do it."""
         self.phase = Phase.CLIENT_FLAGS
@@ -121,7 +123,8 @@ class ClientHandshake:
         self._script = self._SCRIPTS[goal](self)
         self._asked: Option | None = None
         self._replies: list[tuple[int, bytes]] = []
-        self._answer_bytes = 0
+        self._answers_max = answers_max
+        self._answers_bytes = 0
 
     def data_to_send(self) -> bytes:
         """What is to be sent now; it is handed out once."""
@@ -192,13 +195,13 @@ class ClientHandshake:
         self._take(wire.OPTION_REPLY.size)
         data = self._take(length)
         if reply in INTERMEDIATE:
-            self._answer_bytes += wire.OPTION_REPLY.size + length
-            if self._answer_bytes > MAX_ANSWER_BYTES:
-                raise PeerError(f"answer of more than {MAX_ANSWER_BYTES} bytes")
+            self._answers_bytes += wire.OPTION_REPLY.size + length
+            if self._answers_bytes > self._answers_max:
+                raise PeerError(f"answers of more than {self._answers_max} bytes")
             self._replies.append((reply, data))
         elif reply == OptionReply.ACK or is_error_reply(reply):
             answer = _Answer(self._replies, reply, data.decode("utf-8", "replace"))
-            self._replies, self._answer_bytes = [], 0
+            self._replies = []
             self._resume(answer)
         else:
             raise PeerError(f"unknown reply type {reply}")

@@ -7,13 +7,14 @@ Shapes:  as RequestReader: receive into `buffer()`, say how much with `received(
 Units:   offsets and lengths in bytes.
 Errors:  PeerError where the standard asks a client for a hard disconnect, or allows one: a reply nobody waits for, an
          unknown chunk that is no error, content outside of the request or sent twice, success without all the data,
-         a malformed status. Every further call says so again.
-Bounds:  the data of the requests in flight, one receive buffer, and one chunk of at most MAX_PAYLOAD_BYTES.
+         a malformed status, chunks without end. Every further call says so again.
+Bounds:  the data of the requests in flight, one receive buffer, and one chunk of at most MAX_PAYLOAD_BYTES. Of a reply
+         that is not whole, its statuses, and some numbers for each of `chunks_max` chunks.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -49,6 +50,9 @@ from impl.nbd.wire import (
 )
 
 RECEIVE_BUFFER_BYTES = 64 << 10
+# Chunks of one reply: so many, and one for each piece of the data that is as short as a sector.
+CHUNKS_COUNT = 1024
+CHUNK_BYTES = 512
 _NOTHING = memoryview(bytearray())
 
 
@@ -64,6 +68,11 @@ class Expectation(NamedTuple):
     offset: int
     length: int
     contexts: frozenset[int] | None = None
+
+
+def chunks_max(expected: Expectation) -> int:
+    """How many chunks a reply may have: the standard has no limit, and a client no memory for chunks without end."""
+    return CHUNKS_COUNT + min(expected.length, MAX_PAYLOAD_BYTES) // CHUNK_BYTES
 
 
 class Reply(NamedTuple):
@@ -108,9 +117,17 @@ class _Assembly:
     error: int = 0
     message: str = ""
     error_offset: int | None = None
-    error_offsets: list[int] = field(default_factory=list)
+    error_offsets: list[int] = field(default_factory=list)  # sorted
     statuses: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     chunks: list[int] = field(default_factory=list)
+
+    def begin_chunk(self, chunk_type: int) -> None:
+        """Another chunk, of which only the header has come."""
+        if len(self.chunks) == chunks_max(self.expected):
+            raise PeerError(
+                f"reply of more than {len(self.chunks)} chunks to a request of {self.expected.length} bytes"
+            )
+        self.chunks.append(chunk_type)
 
     def place(self, offset: int, length: int) -> memoryview:
         """Where content goes, once it is found to be in order."""
@@ -124,7 +141,7 @@ class _Assembly:
             raise PeerError(f"content [{offset}, +{length}) is outside of the request [{base}, +{asked})")
         if flags & CommandFlag.DF and self.content_count:
             raise PeerError("second content chunk, though the request forbids fragments")
-        if any(offset <= at < end for at in self.error_offsets):
+        if bisect_left(self.error_offsets, offset) < bisect_left(self.error_offsets, end):
             raise PeerError(f"content [{offset}, +{length}) covers an earlier error")
         self._cover(offset, end)
         self.content_count += 1
@@ -188,7 +205,7 @@ class _Assembly:
             _, _, base, asked, _ = self.expected
             if not base <= offset < base + asked:
                 raise PeerError(f"error at {offset}, outside of the request [{base}, +{asked})")
-            self.error_offsets.append(offset)
+            insort(self.error_offsets, offset)
         if not self.error:
             self.error, self.error_offset = error, offset
             self.message = str(rest[:length], "utf-8", "replace")
@@ -354,7 +371,7 @@ class ReplyReader:
         assembly = self._assemblies.get(cookie)
         if assembly is None:
             assembly = self._assemblies[cookie] = _Assembly(cookie, self._expectation(cookie))
-        assembly.chunks.append(chunk_type)
+        assembly.begin_chunk(chunk_type)
         return assembly
 
     def _await(

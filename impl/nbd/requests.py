@@ -7,7 +7,8 @@ Units:   offset and length in bytes.
 Errors:  a request that breaks a rule comes out with `error` set, in its turn, and only wants that error as its reply;
          the payload of such a WRITE has been skipped, however long it claims to be. A wrong magic is PeerError, and
          stays so on every further call: there is no telling where the next request begins.
-Bounds:  one receive buffer, and one payload of at most `agreement.payload_max` bytes.
+Bounds:  one receive buffer, and one payload of at most `agreement.payload_max` bytes; and of payloads that were given
+         back, SPARES_MAX.
 
 With extended headers, a payload is what PAYLOAD_LEN says; one that is too long for this connection is a PeerError, too
 ("Request message"), and any other that a request may not have is skipped. The judge of requests, `refusal`, is not

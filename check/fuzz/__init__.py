@@ -1,0 +1,1 @@
+"""The codec against bytes that coverage leads to: `make fuzz`."""
