@@ -100,14 +100,22 @@ class TlsSocket:
     send_wants_input:    the last call to send would have waited for something to come
     """
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_side: bool, hostname: str = "") -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        server_side: bool,
+        hostname: str = "",
+        minds_ends: bool = False,
+    ) -> None:
+        """`minds_ends`: an end without the goodbye of TLS is an error, SSLEOFError, and not just an end."""
         sock.setblocking(False)
         self._lock = threading.Lock()
         self._ssl = context.wrap_socket(
             sock,
             server_side=server_side,
             do_handshake_on_connect=False,
-            suppress_ragged_eofs=True,
+            suppress_ragged_eofs=not minds_ends,
             server_hostname=None if server_side else hostname or None,
         )
         self._is_over = False  # from then on `ssl` would read and write in the clear

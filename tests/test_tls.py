@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 import trustme
+from certificates import write_certificates
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import MIB, need, run
@@ -37,12 +38,7 @@ def certificates(tmp_path_factory):
     folders = {}
     for name, signed_by in (("ours", authority), ("strange", stranger)):
         folder = folders[name] = tmp_path_factory.mktemp(name)
-        signed_by.cert_pem.write_to_path(folder / "ca-cert.pem")
-        for whose in ("server", "client"):
-            issued = signed_by.issue_cert("localhost", "127.0.0.1", common_name=whose)
-            issued.private_key_pem.write_to_path(folder / f"{whose}-key.pem")
-            for number, part in enumerate(issued.cert_chain_pems):
-                part.write_to_path(folder / f"{whose}-cert.pem", append=number > 0)
+        write_certificates(folder, signed_by)
     folder = folders["no client"] = tmp_path_factory.mktemp("no-client")
     authority.cert_pem.write_to_path(folder / "ca-cert.pem")
     return folders

@@ -14,6 +14,7 @@ import click
 from check.conform.rule import CLAIMS, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, line, run, subject_of, summary
 from check.conform.subject import Settings
+from impl.client.uri import Target, Tls
 from impl.errors import StartError
 from impl.server.command import fail_in_one_line
 
@@ -23,14 +24,15 @@ Every rule is tried by itself, and says what it is, where the protocol has it, a
 server that hangs fails the rule, and never the kit.
 
 URI is a server that is there: what is on its disk may be overwritten. With --start, servers are started as they are
-needed, by a shell, and have to stay in the foreground; only so can rules be tried that need a disk to which nothing
-has been written. The command is told where to listen, and what to serve, one of:
+needed, by a shell, one for each rule; only so can rules be tried that need a disk to which nothing has been written.
+The command is told where to listen, and what to serve, by variables of its shell:
 
 \b
   $unixsocket  the socket where it has to listen
   $base        a disk, as a file
   $baseuri     the same disk over NBD, and slow where that matters: so races show that a file hides
   $overlay     a file that is not there yet, and is kept when the server is started again: for what is written
+  $pidfile     where a server that goes into the background has to write its number
 
 \b
 Examples:
@@ -56,6 +58,10 @@ Exit status:
 @click.argument("uri", required=False)
 @click.option("--start", "command", metavar="COMMAND", help="Start servers with this, in a shell.")
 @click.option("--export", default="", metavar="NAME", help="With --start: which export, if not the default one.")
+@click.option("--tls", is_flag=True, help="With --start: speak TLS, also where rules are not about it.")
+@click.option(
+    "--tls-certificates", metavar="DIR", help="With --start: our certificate, as client-cert.pem and -key.pem."
+)
 @click.option("--only", multiple=True, metavar="RULE", help="Only this rule, group, or pattern; may be repeated.")
 @click.option(
     "--claim",
@@ -74,6 +80,8 @@ def conform(
     uri: str | None,
     command: str | None,
     export: str,
+    tls: bool,
+    tls_certificates: str | None,
     only: tuple[str, ...],
     claims: tuple[str, ...],
     quick: bool,
@@ -86,11 +94,12 @@ def conform(
     rules = chosen(only)
     if lists:
         for rule in rules:
-            click.echo(f"{rule.name:34}  {rule.need.value:6}  {rule.says}")
+            click.echo(f"{rule.name:36}  {rule.need.value:6}  {rule.says}")
         return
     progress = Progress()
     settings = Settings(quick, frozenset(claims), None if keep is None else Path(keep), progress.say)
-    with subject_of(uri, command, export, settings) as subject:
+    secure = Tls(tls_certificates, verify_peer=False) if tls or tls_certificates else None
+    with subject_of(uri, command, Target(export, tls=secure), settings) as subject:
         results = run(rules, lambda: subject, progress.tell)
     where = uri or command or ""
     click.echo(summary(results))

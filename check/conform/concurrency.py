@@ -26,19 +26,20 @@ from check.conform.subject import Subject
 from check.history.format import load
 from check.history.record import Recipe, record
 from check.history.show import verdict_lines
-from check.live.play import Outcome, play, two_connections
-from check.live.programs import BLOCK_BYTES, Action, Race
+from check.live.play import REPLY_LIMIT_S, Outcome, play, send, two_connections
+from check.live.programs import BLOCK_BYTES, Action, Race, Source, base_block, request_of
 from check.live.show import columns, whose
 from check.live.verdict import lost_byte_count
 from impl.client import Client
 from impl.errors import StartError
 from model.budget import Budget
-from model.history import LEVELS, Level
+from model.history import Level
 from model.linearizability import decide
 from model.wgl import Verdict
 
 TRIES, TRIES_QUICK = 8, 2
 LATENCY_MS, JITTER_MS, GAP_MS = 30, 60, 8
+CLAIM_ZERO_TRIM = "zero-trim"
 PART, OTHER_PART = (4096, 512), (32768, 4096)
 
 FIRST = {
@@ -81,8 +82,9 @@ def check_pairs(subject: Subject, first: Sequence[Action], second: Sequence[Acti
     """Try each of some actions together with each of others. `lost` counts the bytes that should not be as they are."""
     tries = TRIES_QUICK if subject.settings.quick else TRIES
     races = [Race("", "", a, b, "", "") for a in first for b in second]
-    with subject.fresh(Disk(len(races) * tries * BLOCK_BYTES, True, LATENCY_MS, JITTER_MS)) as server:
-        found = list(_play_all(server, races, tries, lost))
+    with subject.fresh(Disk((len(races) * tries + 1) * BLOCK_BYTES, True, LATENCY_MS, JITTER_MS)) as server:
+        possible = [action for action in {*first, *second} if _works(server, action)]
+        found = list(_play_all(server, races, tries, lost, possible))
     if not found:
         raise NotOffered("the server has no such requests, or nothing that would change anything")
     losses = [_told(pair) for pair in found if pair.lost is not None]
@@ -92,12 +94,29 @@ def check_pairs(subject: Subject, first: Sequence[Action], second: Sequence[Acti
         raise NotApplicable("requests were never in flight together: have it serve $baseuri, which is slow")
 
 
-def _play_all(server: Subject, races: Sequence[Race], tries: int, lost: Lost) -> Iterator[Found]:
+def _works(server: Subject, action: Action) -> bool:
+    """Whether a request succeeds by itself, on the last block; what becomes of it otherwise is for other rules."""
+    with server.client() as client:
+        if not OFFERS[action.verb](client) or (action.offset | action.length) % client.block_min:
+            return False
+        at = client.size // BLOCK_BYTES * BLOCK_BYTES - BLOCK_BYTES
+        try:
+            send(client, request_of(action, base_block(0), Source.A), at).result(REPLY_LIMIT_S)
+        except OSError:
+            return False
+    return True
+
+
+def _play_all(
+    server: Subject, races: Sequence[Race], tries: int, lost: Lost, possible: Sequence[Action]
+) -> Iterator[Found]:
     gap_ms = GAP_MS if server.has_slow_disks else 0
     try:
-        with two_connections(server.target.uri) as (a, b):
+        with two_connections(server.target.uri) as (a, other):
+            # Without multi-conn, what is done on one need not be seen on the other.
+            b = other if a.can_multi_conn else a
             for number, race in enumerate(races):
-                if _can(a, race.a) and _can(b, race.b):
+                if race.a in possible and race.b in possible:
                     server.settings.say(f"{race.a} beside {race.b}")
                     yield _play_until_lost(race, (a, b), range(number * tries, (number + 1) * tries), gap_ms, lost)
     except (StartError, OSError) as error:
@@ -114,10 +133,6 @@ def _play_until_lost(
         if lost(race, outcome):
             return Found(race, met, outcome)
     return Found(race, met, None)
-
-
-def _can(client: Client, action: Action) -> bool:
-    return OFFERS[action.verb](client) and (action.offset | action.length) % client.block_min == 0
 
 
 def lost_but_for_trimmed(race: Race, outcome: Outcome) -> int:
@@ -148,13 +163,15 @@ def _told(pair: Found) -> str:
     return "\n".join(lines)
 
 
-def check_trim_stays(subject: Subject) -> None:
+def check_zero_trim(subject: Subject) -> None:
     """Where trims read as zeroes at all, they do so whatever goes on beside them."""
     with subject.fresh(Disk(BLOCK_BYTES, True)) as server, server.client() as client:
         if not OFFERS["TRIM"](client):
             raise NotOffered("no NBD_CMD_TRIM")
         client.trim(0, BLOCK_BYTES)
         if any(client.pread(0, BLOCK_BYTES)):
+            if CLAIM_ZERO_TRIM in subject.settings.claims:
+                raise Failure(f"a trim of [0, +{BLOCK_BYTES}) by itself does not read as zeroes")
             raise NotOffered("what is trimmed does not read as zeroes, and need not")
     firsts = [FIRST[verb] for verb in ("write", "read", "cache", "zero")]
     check_pairs(subject, firsts, [Action("TRIM")], lost_all_told)
@@ -165,7 +182,6 @@ def check_trim_stays(subject: Subject) -> None:
 LEVEL_DISK = Disk(4 << 20, True, 2, 20)
 SECONDS, SECONDS_QUICK = 4.0, 1.0
 BUDGET = Budget(seconds=20.0)
-BY_DEFAULT: Level = "sector"
 WHAT: dict[Level, str] = {
     "sector": "what lies in a sector of 512 bytes",
     "block": "what lies in a block",
@@ -175,8 +191,7 @@ WHAT: dict[Level, str] = {
 
 def check_level(subject: Subject, level: Level) -> None:
     """Record clients that race, and look for an order."""
-    claimed = subject.settings.claims & set(LEVELS) or {BY_DEFAULT}
-    if level not in claimed:
+    if level not in subject.settings.claims:
         raise NotApplicable(f"not claimed: --claim {level}")
     with subject.fresh(LEVEL_DISK) as server, tempfile.TemporaryDirectory(prefix="conform-") as folder:
         path = Path(folder) / "history.jsonl"
@@ -223,17 +238,18 @@ def _kept(subject: Subject, path: Path, level: Level) -> Iterator[str]:
     yield f"kept as {kept}: cowproof view {kept}"
 
 
-ORDER = "Ordering of messages and writes"
+# "The server MUST write the data to disk, and then send the reply message": and then nobody may undo it.
+WRITTEN = "NBD_CMD_WRITE; NBD_CMD_WRITE_ZEROES"
 
 for _verb, _says in SAYS.items():
     _check = partial(check_pairs, first=[FIRST[_verb]], second=SECOND, lost=lost_but_for_trimmed)
-    add(f"concurrency/{_verb}", Need.MUST, ORDER, _says, _check)
+    add(f"concurrency/{_verb}", Need.MUST, WRITTEN, _says, _check)
 add(
-    "concurrency/trim-stays",
-    Need.SHOULD,
-    "NBD_CMD_TRIM",
+    "concurrency/zero-trim",
+    Need.CLAIM,
+    "(none)",
     "Where what is trimmed reads as zeroes, it does so too when something else was under way",
-    check_trim_stays,
+    check_zero_trim,
 )
 for _level, _what in WHAT.items():
     _says = f"There is one order of all requests, in which {_what} takes effect at an instant"

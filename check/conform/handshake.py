@@ -7,36 +7,14 @@ import struct
 from check.conform.link import Link, name_of
 from check.conform.rule import Failure, Need, NotOffered, rule
 from check.conform.subject import Subject
+from check.conform.talk import as_wanted, greeted, still_in_step
 from impl.nbd import wire
-from impl.nbd.constants import ClientFlag, Info, Option, OptionReply, TransmissionFlag
+from impl.nbd.constants import OPTION_REPLY_MAGIC, ClientFlag, Info, Option, OptionReply, TransmissionFlag
 
 MUST, SHOULD = Need.MUST, Need.SHOULD
 UNKNOWN_OPTION = 0x7FFF_0001
 ALLOCATION = "base:allocation"
-
-
-def greeted(subject: Subject) -> Link:
-    """A connection whose greeting has been answered."""
-    link = subject.link()
-    try:
-        link.greet()
-    except BaseException:
-        link.__exit__(None, None, None)
-        raise
-    return link
-
-
-def still_in_step(link: Link) -> None:
-    """The next option is understood."""
-    answer = link.option(Option.LIST)
-    if answer.final not in (
-        OptionReply.ACK,
-        OptionReply.ERR_POLICY,
-        OptionReply.ERR_UNSUP,
-        OptionReply.ERR_TLS_REQD,
-        OptionReply.ERR_PLATFORM,
-    ):
-        raise Failure(f"NBD_OPT_LIST after that: {answer.told}")
+NO_SUCH_EXPORT = "x-no-export-has-this-name"
 
 
 def refused(link: Link, option: int, data: bytes, *kinds: OptionReply, what: str) -> None:
@@ -109,11 +87,13 @@ def list_with_data(subject: Subject) -> None:
         still_in_step(link)
 
 
-@rule("handshake/list", MUST, "NBD_OPT_LIST; NBD_REP_SERVER")
+@rule("handshake/list", MUST, "Baseline; NBD_OPT_LIST; NBD_REP_SERVER")
 def list_exports(subject: Subject) -> None:
     """NBD_OPT_LIST is answered with well-formed NBD_REP_SERVER, and at last NBD_REP_ACK."""
     with greeted(subject) as link:
         answer = link.option(Option.LIST)
+        if answer.final == OptionReply.ERR_UNSUP:
+            raise Failure("NBD_OPT_LIST: NBD_REP_ERR_UNSUP; every server has to have it")
         if not answer.granted:
             raise NotOffered(f"NBD_OPT_LIST: {answer.told}")
         for kind, data in answer.between:
@@ -128,7 +108,35 @@ def go_malformed(subject: Subject) -> None:
     """NBD_OPT_GO whose name is longer than its data is refused with NBD_REP_ERR_INVALID, and the next is understood."""
     with greeted(subject) as link:
         data = struct.pack(">I", 1000) + b"name" + struct.pack(">H", 0)
-        refused(link, Option.GO, data, OptionReply.ERR_INVALID, what="NBD_OPT_GO with a name beyond its end")
+        answer = link.option(Option.GO, data)
+        if answer.final == OptionReply.ERR_UNSUP:
+            raise NotOffered("no NBD_OPT_GO")
+        if answer.final != OptionReply.ERR_INVALID:
+            raise Failure(f"NBD_OPT_GO with a name beyond its end: {answer.told}, expected NBD_REP_ERR_INVALID")
+        still_in_step(link)
+
+
+@rule("handshake/info-and-go", MUST, "Baseline")
+def info_and_go(subject: Subject) -> None:
+    """NBD_OPT_INFO and NBD_OPT_GO are there."""
+    for option in (Option.INFO, Option.GO):
+        with greeted(subject) as link:
+            answer = link.option(option, wire.pack_info_request(subject.target.export, (Info.BLOCK_SIZE,)))
+            if not answer.granted:
+                raise Failure(f"NBD_OPT_{option.name} of export {subject.target.export!r}: {answer.told}")
+
+
+@rule("handshake/unknown-export", MUST, "NBD_OPT_INFO and NBD_OPT_GO")
+def unknown_export(subject: Subject) -> None:
+    """An export that NBD_OPT_GO does not know is not known after NBD_OPT_INFO of another one either."""
+    data = wire.pack_info_request(NO_SUCH_EXPORT, ())
+    with greeted(subject) as link:
+        if link.option(Option.GO, data).granted:
+            raise NotOffered("the server knows every name")
+    with greeted(subject) as link:
+        link.option(Option.INFO, wire.pack_info_request(subject.target.export, ()))
+        if link.option(Option.GO, data).granted:
+            raise Failure(f"NBD_OPT_GO of {NO_SUCH_EXPORT!r} is granted after NBD_OPT_INFO of another export")
 
 
 @rule("handshake/info-export", MUST, "NBD_OPT_INFO and NBD_OPT_GO; NBD_INFO_EXPORT")
@@ -230,7 +238,7 @@ def context_ids(subject: Subject) -> None:
             raise Failure(f"{len(answer.between)} contexts have numbers {ids}")
 
 
-@rule("handshake/export-name", MUST, "NBD_OPT_EXPORT_NAME")
+@rule("handshake/export-name", SHOULD, "Maximum interoperability; NBD_OPT_EXPORT_NAME")
 def export_name(subject: Subject) -> None:
     """NBD_OPT_EXPORT_NAME is answered with size, flags and 124 zeroes, which NBD_FLAG_C_NO_ZEROES leaves out."""
     for flags_sent, zeroes in ((ClientFlag.FIXED_NEWSTYLE, 124), (None, 0)):
@@ -238,9 +246,13 @@ def export_name(subject: Subject) -> None:
             found = link.greet() if flags_sent is None else link.greet(int(flags_sent))
             if flags_sent is None and not found & ClientFlag.NO_ZEROES:
                 return
+            as_wanted(link, subject)
             link.send(wire.pack_option(Option.EXPORT_NAME, subject.target.export.encode()))
-            told = link.receive(10 + zeroes, "answer to NBD_OPT_EXPORT_NAME")
-            if any(told[10:]):
+            told = link.receive(8, "answer to NBD_OPT_EXPORT_NAME")
+            if int.from_bytes(told, "big") == OPTION_REPLY_MAGIC:
+                raise Failure("NBD_OPT_EXPORT_NAME is answered with an option reply")
+            told = link.receive(2 + zeroes, "rest of the answer to NBD_OPT_EXPORT_NAME")
+            if any(told[2:]):
                 raise Failure("the 124 zeroes are none")
 
 

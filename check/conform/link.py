@@ -8,32 +8,46 @@ Errors:  Failure, with what was awaited and what came.
 
 from __future__ import annotations
 
+import ssl
 import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from check.conform.rule import Failure
-from impl.client.link import Deadline, open_socket
+from impl.client.link import Deadline, Stream, open_socket
+from impl.client.tls import TlsStream
 from impl.client.uri import Target
 from impl.nbd import wire
 from impl.nbd.constants import (
+    BLOCK_PREFERRED_DEFAULT_BYTES,
+    EXPORT_NAME_ZEROES_BYTES,
+    EXTENDED_REPLY_MAGIC,
     INIT_MAGIC,
+    MAX_PAYLOAD_BYTES,
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
     ChunkType,
     ClientFlag,
+    Command,
+    CommandFlag,
     HandshakeFlag,
     Info,
     Option,
     OptionReply,
+    TransmissionFlag,
     is_error_reply,
 )
+from impl.tls import client_context
 
 LIMIT_S = 5.0
+SECTOR_BYTES = 512
+ERROR_CHUNK = 1 << 15
 REPLIES_MAX = 10_000
-REPLY_MAX_BYTES = 64 << 20
+RECEIVE_BYTES = 1 << 16
+REPLY_MAX_BYTES = 80 << 20
 
 
 class OptionAnswer(NamedTuple):
@@ -62,6 +76,13 @@ class Answer(NamedTuple):
     chunk_type: int | None  # None of a simple reply
     done: bool
     payload: bytes
+    offset: int | None = None  # of an extended reply
+
+
+def contexts_in(answer: OptionAnswer) -> dict[str, int]:
+    """The numbers of the contexts that are named."""
+    named = [(data[4:], data[:4]) for kind, data in answer.between if kind == OptionReply.META_CONTEXT]
+    return {name.decode("utf-8", "replace"): int.from_bytes(number, "big") for name, number in named}
 
 
 def name_of(reply: int) -> str:
@@ -76,14 +97,20 @@ class Link:
     """One connection, from the greeting on."""
 
     def __init__(self, target: Target) -> None:
+        self._target = target
         try:
-            self._sock = open_socket(target, Deadline(LIMIT_S))
+            self._plain = open_socket(target, Deadline(LIMIT_S))
         except OSError as error:
             raise Failure(f"the server cannot be connected to: {error}") from None
+        self._sock: Stream = self._plain
         self._sock.settimeout(LIMIT_S)
+        self._no_zeroes = False
         self.is_structured = False
+        self.is_extended = False
+        self.contexts: dict[str, int] = {}
         self.flags = 0
         self.size = 0
+        self.block_sizes = wire.BlockSizes(1, BLOCK_PREFERRED_DEFAULT_BYTES, MAX_PAYLOAD_BYTES)
 
     def __enter__(self) -> Self:
         return self
@@ -125,10 +152,23 @@ class Link:
             rest = self._sock.recv(1)
         except TimeoutError:
             raise Failure(f"after {what}, the connection is still open {LIMIT_S:g} s later") from None
+        except ssl.SSLEOFError:
+            raise Failure(f"after {what}, the connection is closed, but TLS was not shut down") from None
         except OSError:
             return
         if rest:
             raise Failure(f"after {what}, the server still says something: {rest.hex()}…")
+
+    def patience(self, limit_s: float) -> None:
+        """How long to wait for anything, from here on."""
+        self._sock.settimeout(limit_s)
+
+    def drain(self) -> None:
+        """Whatever the server still says, until it closes the connection."""
+        with suppress(OSError):
+            for _ in range(REPLIES_MAX):
+                if not self._sock.recv(RECEIVE_BYTES):
+                    return
 
     # The handshake.
 
@@ -140,6 +180,7 @@ class Link:
         if not found & HandshakeFlag.FIXED_NEWSTYLE:
             raise Failure(f"the server does not speak fixed newstyle: flags {found:#x}")
         no_zeroes = int(ClientFlag.NO_ZEROES)
+        self._no_zeroes = bool(int(flags) & found & no_zeroes)
         self.send(wire.CLIENT_FLAGS.pack(int(flags) & ~no_zeroes | (int(flags) & found & no_zeroes)))
         return int(found)
 
@@ -168,41 +209,119 @@ class Link:
             between.append((kind, data))
         raise Failure(f"more than {REPLIES_MAX} replies to option {option}")
 
+    def start_tls(self) -> OptionAnswer:
+        """Ask for TLS, and if it is granted, start it; whoever the server is."""
+        answer = self.option(Option.STARTTLS)
+        if answer.granted:
+            self.shake_tls_hands()
+        return answer
+
+    def shake_tls_hands(self) -> None:
+        """Everything from here on through TLS."""
+        tls = self._target.tls
+        context = client_context(tls.certificates if tls else None, verify_peer=False)
+        try:
+            self._sock = TlsStream(self._plain, context, "localhost", LIMIT_S, minds_ends=True)
+        except OSError as error:
+            raise Failure(f"TLS with the server failed: {error}") from None
+        self._sock.settimeout(LIMIT_S)
+
     def structured(self) -> bool:
         """Ask for structured replies; whether they are granted."""
         self.is_structured = self.option(Option.STRUCTURED_REPLY).granted
         return self.is_structured
 
+    def extended(self) -> bool:
+        """Ask for extended headers; whether they are granted."""
+        self.is_extended = self.option(Option.EXTENDED_HEADERS).granted
+        return self.is_extended
+
+    def select(self, *queries: str, export: str | None = None) -> OptionAnswer:
+        """Ask for metadata contexts; those that are selected are in `contexts`."""
+        name = self._target.export if export is None else export
+        answer = self.option(Option.SET_META_CONTEXT, wire.pack_meta_query(name, queries))
+        self.contexts = contexts_in(answer) if answer.granted else {}
+        return answer
+
+    def enter(self, name: str) -> None:
+        """Choose an export, in the old way where there is no other."""
+        answer = self.option(Option.GO, wire.pack_info_request(name, (Info.BLOCK_SIZE,)))
+        if answer.final != OptionReply.ERR_UNSUP:
+            self._gone(name, answer)
+            return
+        self.send(wire.pack_option(Option.EXPORT_NAME, name.encode()))
+        found = self.receive(wire.EXPORT_NAME_REPLY.size, "answer to NBD_OPT_EXPORT_NAME")
+        self.size, self.flags = wire.EXPORT_NAME_REPLY.unpack(found)
+        if not self._no_zeroes:
+            self.receive(EXPORT_NAME_ZEROES_BYTES, "zeroes behind an answer to NBD_OPT_EXPORT_NAME")
+
     def go(self, name: str) -> None:
         """Choose an export."""
-        answer = self.option(Option.GO, wire.pack_info_request(name, (Info.BLOCK_SIZE,)))
+        self._gone(name, self.option(Option.GO, wire.pack_info_request(name, (Info.BLOCK_SIZE,))))
+
+    def _gone(self, name: str, answer: OptionAnswer) -> None:
         if not answer.granted:
             raise Failure(f"NBD_OPT_GO of export {name!r}: {answer.told}")
         for kind, data in answer.between:
             if kind == OptionReply.INFO and len(data) == 12 and data[:2] == b"\0\0":
-                self.size, self.flags = struct.unpack(">QH", data[2:])
+                self.size, self.flags = wire.INFO_EXPORT.unpack(data[2:])
+            elif kind == OptionReply.INFO and len(data) == 14 and data[:2] == b"\0\3":
+                self.block_sizes = wire.BlockSizes(*wire.INFO_BLOCK_SIZE.unpack(data[2:]))
 
     # The transmission.
 
+    @property
+    def unit(self) -> int:
+        """The smallest piece that can be asked for."""
+        return self.block_sizes.minimum
+
+    @property
+    def sector(self) -> int:
+        """A small piece of the usual size that can be asked for."""
+        return max(SECTOR_BYTES, self.unit)
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the export can be written to."""
+        return not self.flags & TransmissionFlag.READ_ONLY
+
     def request(self, command: int, cookie: int, offset: int = 0, length: int = 0, flags: int = 0) -> None:
         """Ask, without a payload."""
-        self.send(wire.pack_request(command, flags, cookie, offset, length))
+        pack = wire.pack_extended_request if self.is_extended else wire.pack_request
+        self.send(pack(command, flags, cookie, offset, length))
+
+    def write(self, cookie: int, offset: int, data: bytes, flags: int = 0) -> None:
+        """Ask for a write."""
+        pack, more = wire.pack_request, 0
+        if self.is_extended:
+            pack, more = wire.pack_extended_request, int(CommandFlag.PAYLOAD_LEN)
+        self.send(pack(Command.WRITE, flags | more, cookie, offset, len(data)) + data)
 
     def answer(self) -> Answer:
         """The next message. Data of a simple reply are not in it: who asked for them knows how many there are."""
-        start = self.receive(4, "answer")
-        (magic,) = struct.unpack(">I", start)
+        (magic,) = struct.unpack(">I", self.receive(4, "answer"))
+        if magic not in self._expected_magics():
+            raise Failure(f"an answer begins with {magic:#x}, which was not negotiated")
         if magic == SIMPLE_REPLY_MAGIC:
             error, cookie = struct.unpack(">IQ", self.receive(12, "rest of a simple reply"))
             return Answer(cookie, error, None, True, b"")
-        if magic != STRUCTURED_REPLY_MAGIC or not self.is_structured:
-            raise Failure(f"an answer begins with {magic:#x}, which was not negotiated")
-        flags, chunk_type, cookie, length = struct.unpack(">HHQI", self.receive(16, "rest of a chunk's header"))
+        offset = None
+        if magic == EXTENDED_REPLY_MAGIC:
+            rest = self.receive(28, "rest of a chunk's header")
+            flags, chunk_type, cookie, offset, length = struct.unpack(">HHQQQ", rest)
+        else:
+            flags, chunk_type, cookie, length = struct.unpack(">HHQI", self.receive(16, "rest of a chunk's header"))
         if length > REPLY_MAX_BYTES:
             raise Failure(f"a chunk is {length} bytes long")
         payload = self.receive(length, "payload of a chunk")
-        error = struct.unpack_from(">I", payload)[0] if chunk_type & 0x8000 and length >= 4 else 0
-        return Answer(cookie, error, chunk_type, bool(flags & 1), payload)
+        error = struct.unpack_from(">I", payload)[0] if chunk_type & ERROR_CHUNK and length >= 4 else 0
+        return Answer(cookie, error, chunk_type, bool(flags & 1), payload, offset)
+
+    def _expected_magics(self) -> tuple[int, ...]:
+        """With which answers may begin."""
+        if self.is_extended:
+            return (EXTENDED_REPLY_MAGIC,)
+        return (SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC) if self.is_structured else (SIMPLE_REPLY_MAGIC,)
 
     def whole_answer(self, cookie: int) -> list[Answer]:
         """All messages of one answer, in order, if nobody else is answered between them."""

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from check.conform.disk import Disk, Upstreams
@@ -26,7 +27,7 @@ from impl.sizes import quoted
 START_LIMIT_S = 10.0
 END_LIMIT_S = 5.0
 POLL_S = 0.002
-SOCKET, BASE, BASE_URI, OVERLAY = "unixsocket", "base", "baseuri", "overlay"
+SOCKET, BASE, BASE_URI, OVERLAY, PIDFILE = "unixsocket", "base", "baseuri", "overlay", "pidfile"
 
 
 def names(command: str, variable: str) -> bool:
@@ -37,12 +38,14 @@ def names(command: str, variable: str) -> bool:
 class Place:
     """A folder of one server's own, where it can be started again and again over the same files."""
 
-    def __init__(self, command: str, export: str, disk: Disk, upstreams: Upstreams) -> None:
+    def __init__(self, command: str, wanted: Target, disk: Disk, upstreams: Upstreams) -> None:
+        """`wanted` says which export, and whether TLS is spoken."""
         if not names(command, SOCKET):
             raise UsageError(f"--start {quoted(command)}: expected ${SOCKET} where the server is told to listen")
         self._folder = Path(tempfile.mkdtemp(prefix="conform-"))
-        self._log = self._folder / "log"
-        self.target = Target(export, path=str(self._folder / "s"))
+        self._log, self._pidfile = self._folder / "log", self._folder / "pid"
+        self._is_daemon = names(command, PIDFILE)
+        self.target = replace(wanted, path=str(self._folder / "s"))
         self._command = command
         try:
             self._variables = self._values(disk, upstreams)
@@ -53,6 +56,7 @@ class Place:
     def _values(self, disk: Disk, upstreams: Upstreams) -> dict[str, str]:
         """Of the shell's variables; a disk is made only if the command names it."""
         found = {SOCKET: self.target.path, OVERLAY: str(self._folder / "overlay"), "TMPDIR": str(self._folder)}
+        found[PIDFILE] = str(self._pidfile)
         if names(self._command, BASE_URI):
             found[BASE_URI] = upstreams.uri(disk)
         if names(self._command, BASE):
@@ -79,7 +83,7 @@ class Place:
             self._wait_until_it_listens(process)
             yield
         finally:
-            _end(process, is_killed)
+            self._end(process, is_killed)
 
     def said(self) -> str:
         """The last words of the server."""
@@ -96,19 +100,52 @@ class Place:
                 with Link(self.target) as link:
                     link.receive(1, "greeting")
                     return
-            if process.poll() is not None or time.monotonic() > deadline_s:
+            has_ended = process.poll() is not None and not (self._is_daemon and process.returncode == 0)
+            if has_ended or time.monotonic() > deadline_s:
                 told = self.said() or "it said nothing"
                 raise StartError(f"the server that was to be started does not listen: {told}")
             time.sleep(POLL_S)
 
-
-def _end(process: subprocess.Popen[bytes], is_killed: bool) -> None:
-    """The whole group: a shell may stand between."""
-    for number in (signal.SIGKILL,) if is_killed else (signal.SIGTERM, signal.SIGKILL):
+    def _end(self, process: subprocess.Popen[bytes], is_killed: bool) -> None:
+        """The whole group, for a shell may stand between; and who has left it, and says where it is."""
+        for number in (signal.SIGKILL,) if is_killed else (signal.SIGTERM, signal.SIGKILL):
+            daemon = self._daemon()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            if daemon is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(daemon, number)
+            if _have_ended(process, daemon):
+                break
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_LIMIT_S)
-            break
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
+        self._pidfile.unlink(missing_ok=True)
+
+    def _daemon(self) -> int | None:
+        """The number of a server that has gone into the background."""
+        try:
+            return int(self._pidfile.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def _have_ended(process: subprocess.Popen[bytes], daemon: int | None) -> bool:
+    """Within the time that they have for it."""
+    deadline_s = time.monotonic() + END_LIMIT_S
+    try:
+        process.wait(END_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    while daemon is not None and _is_alive(daemon):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether it is there, and not only waits for a parent who asks what became of it (proc(5), /proc/pid/stat)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

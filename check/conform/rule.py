@@ -47,7 +47,7 @@ class Need(Enum):
 
 
 # What a server may be said to do beyond the protocol: the last part of the names of the rules that hold it to that.
-CLAIMS = ("sector", "block", "request", "persistent")
+CLAIMS = ("sector", "block", "request", "zero-trim", "persistent")
 
 
 Check = Callable[["Subject"], None]

@@ -1,7 +1,7 @@
 """Runs rules against a server, one after the other, and keeps what came of each.
 
-Errors:  none but StartError, when a server cannot be started at all. Whatever else goes wrong while a rule is tried,
-         a server that hangs or vanishes among it, is that rule's failure.
+Errors:  StartError, when a server cannot be started at all. Whatever goes wrong while a rule is tried, a server that
+         hangs, or vanishes, or does not come up again among it, is that rule's failure.
 """
 
 from __future__ import annotations
@@ -14,12 +14,39 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from xml.etree import ElementTree
 
-from check.conform import concurrency, handshake, semantics, transmission
+from check.conform import (
+    concurrency,
+    contexts,
+    durability,
+    extended,
+    handshake,
+    malformed,
+    semantics,
+    tls,
+    transmission,
+)
 from check.conform.rule import RULES, Failure, NotApplicable, NotOffered, Rule, Verdict
 from check.conform.subject import Settings, Subject, started, there
+from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 
-assert handshake and transmission and semantics and concurrency, "their rules are registered as they are loaded"
+# Their rules are registered as they are loaded.
+MODULES = (handshake, tls, transmission, contexts, extended, semantics, malformed, concurrency, durability)
+# In this order they are tried: what is begun with first, what takes longest last.
+GROUPS = (
+    "handshake",
+    "tls",
+    "transmission",
+    "contexts",
+    "status",
+    "extended",
+    "semantics",
+    "malformed",
+    "concurrency",
+    "durability",
+)
+# Their rules start servers as they need them.
+WITH_THEIR_OWN = ("semantics", "concurrency", "durability")
 
 
 @dataclass(frozen=True)
@@ -38,7 +65,8 @@ def chosen(patterns: Sequence[str]) -> list[Rule]:
     for pattern in patterns:
         if not any(fits(rule, pattern) for rule in RULES.values()):
             raise UsageError(f"no rule is called {pattern!r}: --list shows their names")
-    return [rule for rule in RULES.values() if not patterns or any(fits(rule, pattern) for pattern in patterns)]
+    rules = [rule for rule in RULES.values() if not patterns or any(fits(rule, pattern) for pattern in patterns)]
+    return sorted(rules, key=lambda rule: GROUPS.index(rule.group))
 
 
 def fits(rule: Rule, pattern: str) -> bool:
@@ -61,30 +89,34 @@ def run(rules: Sequence[Rule], subject: Callable[[], Subject], say: Callable[[Re
 def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
     """What comes of a rule, and why."""
     try:
-        rule.check(subject)
+        if rule.group in WITH_THEIR_OWN:
+            rule.check(subject)
+        else:
+            with subject.apart() as tried:
+                rule.check(tried)
     except Failure as failure:
         return Verdict.FAIL, str(failure)
     except NotOffered as reason:
         return Verdict.NOT_OFFERED, str(reason)
     except NotApplicable as reason:
         return Verdict.NOT_APPLICABLE, str(reason)
-    except StartError:
-        raise
+    except StartError as error:
+        return Verdict.FAIL, str(error)
     except OSError as error:  # of our own client: it hangs up on what it does not believe
         return Verdict.FAIL, str(error) or repr(error)
     return Verdict.PASS, ""
 
 
 @contextmanager
-def subject_of(uri: str | None, command: str | None, export: str, settings: Settings) -> Iterator[Subject]:
-    """The server that was named, or one that is started."""
+def subject_of(uri: str | None, command: str | None, wanted: Target, settings: Settings) -> Iterator[Subject]:
+    """The server that was named, or those that are started."""
     if (uri is None) == (command is None):
         raise UsageError("expected a URI, or --start 'COMMAND with $unixsocket', and not both")
     if uri is not None:
         yield there(uri, settings)
     else:
         assert command is not None
-        with started(command, export, settings) as subject:
+        with started(command, wanted, settings) as subject:
             yield subject
 
 
@@ -93,7 +125,7 @@ def subject_of(uri: str | None, command: str | None, export: str, settings: Sett
 
 def line(result: Result) -> str:
     """One result, for people."""
-    told = f"{result.verdict.value:14}  {result.rule.name:34}  {result.rule.need.value:6}  {result.rule.section}"
+    told = f"{result.verdict.value:14}  {result.rule.name:36}  {result.rule.need.value:6}  {result.rule.section}"
     return "\n                ".join([told, *result.detail.splitlines()])
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from check.conform.disk import Disk, base_bytes
 from check.conform.rule import Failure, Need, NotOffered, add
 from check.conform.subject import Subject
+from check.conform.transmission import NEEDED
 from check.conform.vectors import SECTOR, SECTORS_SIZE, SIZE, vectors
 from impl.client import Client, NbdError
 from impl.nbd.constants import Command, CommandFlag, TransmissionFlag, os_errno
@@ -25,14 +26,9 @@ COMMANDS = {
     "write_zeroes": Command.WRITE_ZEROES,
     "block_status": Command.BLOCK_STATUS,
 }
-NEEDED = {
-    Command.FLUSH: TransmissionFlag.SEND_FLUSH,
-    Command.TRIM: TransmissionFlag.SEND_TRIM,
-    Command.CACHE: TransmissionFlag.SEND_CACHE,
-    Command.WRITE_ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
-}
 FLAGS_NEEDED = {"FUA": TransmissionFlag.SEND_FUA, "FAST_ZERO": TransmissionFlag.SEND_FAST_ZERO}
 QUICK_STEP = 10
+REFUSALS = "refusals"
 ERRORS = {"EINVAL": errno.EINVAL, "ENOSPC": errno.ENOSPC, "ENOTSUP": errno.ENOTSUP, "EPERM": errno.EPERM}
 SAYS = {
     "read": "A read returns what was written last, zeroes where zeroes were, and else the base",
@@ -46,27 +42,32 @@ SAYS = {
 
 
 @lru_cache
-def by_command(size: int) -> dict[str, list[Json]]:
-    """The vectors, by the kind of the first request that they are about."""
+def by_rule(size: int) -> dict[str, list[Json]]:
+    """The vectors, by the kind of the first request that they are about; those that bind nobody apart."""
     found: dict[str, list[Json]] = {}
     for vector in vectors(size):
-        found.setdefault(str(_request(_list(vector["steps"])[0])["command"]), []).append(vector)
+        is_must = vector["need"] == Need.MUST.value
+        command = str(_request(_list(vector["steps"])[0])["command"])
+        found.setdefault(command if is_must else REFUSALS, []).append(vector)
     return found
 
 
-def check_vectors(subject: Subject, command: str) -> None:
+def check_vectors(subject: Subject, kind: str) -> None:
     """Play all vectors of a kind; the first that fails is told."""
     offered, size = 0, size_for(subject)
-    chosen = by_command(size)[command][:: QUICK_STEP if subject.settings.quick else 1]
+    chosen = by_rule(size)[kind][:: QUICK_STEP if subject.settings.quick else 1]
     for number, vector in enumerate(chosen):
         subject.settings.say(f"{number} of {len(chosen)}")
-        with subject.fresh(Disk(size)) as server, server.client() as client:
-            if not _is_offered(client, vector):
-                continue
-            offered += 1
-            _play(client, vector, size)
+        try:
+            with subject.fresh(Disk(size)) as server, server.client() as client:
+                if not _is_offered(client, vector):
+                    continue
+                offered += 1
+                _play(client, vector, size)
+        except OSError as error:
+            raise Failure(f"{vector['name']}: {error or type(error).__name__}") from None
     if not offered:
-        raise NotOffered(f"no {command.upper()}")
+        raise NotOffered(f"no {kind.upper()}")
 
 
 def size_for(subject: Subject) -> int:
@@ -91,6 +92,8 @@ def _offers(client: Client, request: Json) -> bool:
     flags = [FLAGS_NEEDED[str(flag)] for flag in _list(request.get("flags", [])) if flag in FLAGS_NEEDED]
     needed = [*flags, *([NEEDED[command]] if command in NEEDED else [])]
     if command == Command.BLOCK_STATUS and not client.can_block_status:
+        return False
+    if command == Command.WRITE and client.read_only:
         return False
     return all(client.flags & flag for flag in needed)
 
@@ -217,10 +220,11 @@ def _number(value: object) -> int:
 
 
 for _command, _says in SAYS.items():
-    add(
-        f"semantics/{_command}",
-        Need.MUST,
-        f"NBD_CMD_{_command.upper()}",
-        _says,
-        partial(check_vectors, command=_command),
-    )
+    add(f"semantics/{_command}", Need.MUST, f"NBD_CMD_{_command.upper()}", _says, partial(check_vectors, kind=_command))
+add(
+    f"semantics/{REFUSALS}",
+    Need.SHOULD,
+    "Error values; Request types",
+    "What is beyond the end, or of no bytes, is answered as it should be, and changes nothing",
+    partial(check_vectors, kind=REFUSALS),
+)

@@ -73,11 +73,20 @@ class Subject:
         """A folder in which the same kind of server can be started."""
         if self.command is None:
             raise NotApplicable("it needs a server that nobody has written to: --start 'COMMAND with $unixsocket'")
-        place = Place(self.command, self.target.export, disk, self.settings.upstreams)
+        place = Place(self.command, self.target, disk, self.settings.upstreams)
         try:
             yield place
         finally:
             place.remove()
+
+    @contextmanager
+    def apart(self) -> Iterator[Subject]:
+        """One that no rule has tried before, if there can be one."""
+        if self.command is None:
+            yield self
+        else:
+            with self.fresh() as subject:
+                yield subject
 
     @property
     def has_slow_disks(self) -> bool:
@@ -91,8 +100,14 @@ def there(uri: str, settings: Settings | None = None) -> Subject:
 
 
 @contextmanager
-def started(command: str, export: str = "", settings: Settings | None = None) -> Iterator[Subject]:
-    """A server of one's own, over the base of the vectors; it has gone with all its children when this ends."""
+def started(command: str, wanted: Target | None = None, settings: Settings | None = None) -> Iterator[Subject]:
+    """Servers of one's own, as they are needed; StartError if there cannot be one.
+
+    wanted:  which export, and whether TLS is spoken
+    """
     settings = settings or Settings()
-    with settings.upstreams, Subject(Target(export), command, settings).fresh() as subject:
+    with settings.upstreams:
+        subject = Subject(wanted or Target(), command, settings)
+        with subject.fresh():
+            pass
         yield subject

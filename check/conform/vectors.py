@@ -199,12 +199,20 @@ def vector(name: str, states: str, requests: Sequence[Request], size: int = SIZE
     assert isinstance(whole, model.Extents)
     return {
         "name": name,
+        "need": need_of(requests, size),
         "setup": [told(request) for request in setup],
         "steps": steps,
         "content": shadow.runs(0, size),
         "states": shadow.states(),
         "extents": [list(extent) for extent in whole.extents],
     }
+
+
+def need_of(requests: Sequence[Request], size: int) -> str:
+    """How binding the answers are: what a client MUST NOT ask for, or SHOULD NOT, is answered as a server SHOULD."""
+    ranges = [(request.offset, request.length) for request in requests if not isinstance(request, Flush)]
+    is_usual = all(length and offset + length <= size for offset, length in ranges)
+    return "MUST" if is_usual else "SHOULD"
 
 
 def step(shadow: Shadow, request: Request) -> dict[str, object]:

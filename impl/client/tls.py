@@ -22,8 +22,16 @@ T = TypeVar("T")
 class TlsStream:
     """Takes over a connected socket, and starts TLS on it."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, hostname: str, timeout_s: float | None) -> None:
-        self._tls = TlsSocket(sock, context, server_side=False, hostname=hostname)
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        hostname: str,
+        timeout_s: float | None,
+        minds_ends: bool = False,
+    ) -> None:
+        """`minds_ends` as of a TlsSocket."""
+        self._tls = TlsSocket(sock, context, server_side=False, hostname=hostname, minds_ends=minds_ends)
         self._timeout_s = timeout_s
         self.send_timeout_s: float | None = None
         self._waiting(self._tls.handshake, timeout_s)

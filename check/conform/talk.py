@@ -1,0 +1,95 @@
+"""What many rules begin with, and end with: a connection that has come so far, and whether it still goes on.
+
+Errors:  Failure where the server does not come so far; NotOffered where it need not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from check.conform.link import Link
+from check.conform.rule import Failure, NotOffered
+from check.conform.subject import Subject
+from impl.nbd.constants import Command, ErrorValue, Option, OptionReply
+
+LIST_MAY_BE = (
+    OptionReply.ACK,
+    OptionReply.ERR_POLICY,
+    OptionReply.ERR_UNSUP,
+    OptionReply.ERR_TLS_REQD,
+    OptionReply.ERR_PLATFORM,
+)
+
+
+@contextmanager
+def greeted(subject: Subject, *, in_the_clear: bool = False) -> Iterator[Link]:
+    """A connection whose greeting has been answered; with TLS, if the server wants that for everything."""
+    with subject.link() as link:
+        link.greet()
+        if not in_the_clear:
+            as_wanted(link, subject)
+        yield link
+
+
+def as_wanted(link: Link, subject: Subject) -> None:
+    """With TLS, if that is to be spoken."""
+    if subject.target.tls is not None:
+        answer = link.start_tls()
+        if not answer.granted:
+            raise Failure(f"NBD_OPT_STARTTLS: {answer.told}")
+
+
+@contextmanager
+def chosen(
+    subject: Subject, *contexts: str, structured: bool = False, extended: bool = False, writes: bool = False
+) -> Iterator[Link]:
+    """A connection in the transmission phase. `contexts` have to be selected, all of them; with `writes`, writable."""
+    with greeted(subject) as link:
+        if extended and not link.extended():
+            raise NotOffered("no extended headers")
+        if (structured or contexts) and not extended and not link.structured():
+            raise NotOffered("no structured replies")
+        if contexts and (not link.select(*contexts).granted or set(contexts) - set(link.contexts)):
+            raise NotOffered(f"no context {' and '.join(sorted(set(contexts) - set(link.contexts)))}")
+        link.enter(subject.target.export)
+        if writes and not link.can_write:
+            raise NotOffered("the export is read-only")
+        yield link
+
+
+def still_in_step(link: Link) -> None:
+    """The next option is understood."""
+    answer = link.option(Option.LIST)
+    if answer.final not in LIST_MAY_BE:
+        raise Failure(f"NBD_OPT_LIST after that: {answer.told}")
+
+
+def still_served(link: Link) -> None:
+    """The next request is understood: one that every server has."""
+    error, found = read(link, 0xA11, 0, link.unit)
+    if error:
+        raise Failure(f"a read of {link.unit} bytes after that: {told(error)}")
+    assert len(found) == link.unit
+
+
+def read(link: Link, cookie: int, offset: int, length: int, flags: int = 0) -> tuple[int, bytes]:
+    """The error of a read, or what it has found; of chunks, as many bytes as there were, whatever they say of where."""
+    link.request(Command.READ, cookie, offset, length, flags)
+    parts = link.whole_answer(cookie)
+    error = next((part.error for part in parts if part.error), 0)
+    if error:
+        return error, b""
+    if parts[0].chunk_type is None:
+        return 0, link.receive(length, "data of a simple reply")
+    found = bytearray(length)
+    for part in parts:
+        if part.chunk_type == 1:
+            at = int.from_bytes(part.payload[:8], "big") - offset
+            found[at : at + len(part.payload) - 8] = part.payload[8:]
+    return 0, bytes(found)
+
+
+def told(error: int) -> str:
+    """An error by its name."""
+    return "success" if not error else ErrorValue(error).name if error in list(ErrorValue) else f"error {error}"
