@@ -42,14 +42,14 @@ def test_the_codec_holds_where_the_fuzzer_begins(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=300))
 def test_the_codec_holds_for_noise(target, data):
     TARGETS[target](data)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(draws=st.data())
 def test_the_codec_holds_for_conversations_that_were_changed(target, draws):
     data = bytearray(draws.draw(st.sampled_from(SEEDS[target])))

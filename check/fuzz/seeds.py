@@ -107,6 +107,7 @@ def _server_handshakes() -> Iterator[bytes]:
     for data in (wire.pack_option(Option.LIST), wire.pack_option(99), wire.pack_option(Option.STARTTLS)):
         for late, sizes in product((0, 1), WAYS):
             yield encode((1, 1, 0, late), hello + data, sizes, repeats=OFTEN, prefix=len(hello))
+    yield encode((0, 1), hello + wire.pack_option(Option.EXTENDED_HEADERS) + wire.pack_option(Option.STRUCTURED_REPLY))
     long = wire.OPTION.pack(OPTION_MAGIC, Option.GO, 1 << 19) + wire.pack_option(Option.ABORT)
     for sizes in WAYS:
         yield encode((0,), hello + long, sizes, prefix=len(hello), filler=MUCH, at=wire.OPTION.size)
@@ -173,13 +174,12 @@ def _reply(say: Replies, cookie: int, expected: Expectation, contexts: tuple[int
         return b"".join(say.block_status(request, each, [(100, 3)], each == listed[-1]) for each in listed)
     if command != Command.READ or not length:
         return say.end(request)
+    if is_simple or flags & CommandFlag.DF:
+        return say.data_header(request, offset, length, True) + b"d" * length
     half = length // 2
-    if is_simple:
-        return say.data_header(request, offset, length, True) + b"d" * length
-    if flags & CommandFlag.DF:
-        return say.data_header(request, offset, length, True) + b"d" * length
-    data = say.data_header(request, offset + half, half, False) + b"d" * half
-    return data + say.hole(request, offset, half, False) + say.end(request)
+    first, second = (offset, offset + half)[:: -1 if cookie % 2 else 1]
+    data = say.data_header(request, first, half, False) + b"d" * half
+    return data + say.hole(request, second, half, False) + say.end(request)
 
 
 def _replies_of(mode: Mode) -> Replies:
@@ -204,6 +204,8 @@ def _replies() -> Iterator[bytes]:
         request = Request(Command.READ, 0, 0, 1000, 100, b"", 0, "")
         yield encode((at, 0, 1), say.error(request, 5, "no"))
         if not is_simple:
+            error = say.error_offset(request, 5, "", 1050)
+            yield encode((at, 0, 1), error + say.data_header(request, 1000, 51, True) + b"d" * 51)
             for sizes in WAYS:  # a reply of many chunks, none of which is the last
                 yield encode((at, 0, 1), say.error_offset(request, 5, "", 1000), sizes, repeats=OFTEN)
 
