@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
 
-from bench import certificates, compiled
+from bench import compiled
+from check.live import certificates
 from check.live.servers import COWPROOF, ROOT, find, missing, path_of, uri_of
 from impl.client.link import Deadline, open_socket, shake_hands
 from impl.client.uri import parse

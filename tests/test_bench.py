@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from servers import ROOT, need
 
-from bench import certificates, clients, command, growth, measure, servers, wanted
+from bench import clients, command, growth, measure, servers, wanted
 from bench.clients import ClientError, Load, Outcome, fio_command, parse_fio
 from bench.command import bench, chosen, duration, settings_of
 from bench.measure import Process, cpu_of_tree_s, parse_anonymous, parse_busy_s, parse_stat, tree
@@ -27,6 +27,7 @@ from bench.rows import BASES, PREPARATIONS, ROWS, Row
 from bench.run import Run, Settings, fits, is_noisy, reason_against
 from bench.servers import COPY_ON_READ, SERVERS, TLS
 from bench.wanted import ahead, best, marks
+from check.live import certificates
 from impl.client.uri import parse
 from impl.errors import UsageError
 from impl.tls import client_context, server_context

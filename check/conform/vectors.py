@@ -36,7 +36,12 @@ SECTORS_SIZE = 4 * BLOCK + 1024
 SECTOR = 512
 BASE_RULE = "byte i is 1 + i % 251"
 STATES = "NAT"  # as `State` numbers them: not allocated, allocated, trimmed
-ERRNO = {model.Error.OUT_OF_RANGE: "EINVAL", model.Error.NO_SPACE_BEYOND_END: "ENOSPC", model.Error.NOT_FAST: "ENOTSUP"}
+ERRNO = {
+    model.Error.OUT_OF_RANGE: "EINVAL",
+    model.Error.NO_SPACE_BEYOND_END: "ENOSPC",
+    model.Error.NOT_FAST: "ENOTSUP",
+    model.Error.READ_ONLY: "EPERM",
+}
 
 Run = tuple[str | int, ...]
 
@@ -184,12 +189,46 @@ def sequences(size: int) -> list[tuple[str, str, Sequence[Request]]]:
 
 def vectors(size: int = SIZE) -> list[dict[str, object]]:
     """All of them, of a disk of this size."""
-    return [vector(name, states, requests, size) for name, states, requests in cases(size)]
+    usual = [vector(name, states, requests, size) for name, states, requests in cases(size)]
+    return usual + [misplaced(command, flag, size) for command, flag in MISPLACED]
 
 
-def vector(name: str, states: str, requests: Sequence[Request], size: int = SIZE) -> dict[str, object]:
+def read_only_vectors(size: int = SIZE) -> list[dict[str, object]]:
+    """Those of a disk that must not be written to."""
+    ranges = [("a whole block", 0, BLOCK), ("a part", 100, 50), ("the end", size - 10, 10), ("two blocks", 10, BLOCK)]
+    requests = [(f"{what}, {name}", one) for name, *range_ in ranges for what, one in requests_about(*range_)]
+    return [vector(f"{name}, read-only", "", [request], size, read_only=True) for name, request in requests]
+
+
+# A flag that is not for the command.
+MISPLACED = [
+    ("read", "NO_HOLE"),
+    ("read", "FAST_ZERO"),
+    ("write", "DF"),
+    ("write", "NO_HOLE"),
+    ("flush", "REQ_ONE"),
+    ("trim", "NO_HOLE"),
+    ("trim", "FAST_ZERO"),
+    ("cache", "DF"),
+    ("write_zeroes", "REQ_ONE"),
+    ("block_status", "NO_HOLE"),
+]
+
+
+def misplaced(command: str, flag: str, size: int) -> dict[str, object]:
+    """A request that the model has no word for: it is refused, and changes nothing ("Error values")."""
+    nothing = vector(f"{command} with {flag}, which is not for it", "AT", [Read(0, 1)], size)
+    place = {} if command == "flush" else {"offset": 0, "length": BLOCK}
+    data = {"byte": 9} if command == "write" else {}
+    request = {"command": command, **place, "flags": [flag], **data}
+    return {**nothing, "need": "SHOULD", "steps": [{"request": request, "answers": [{"error": "EINVAL"}]}]}
+
+
+def vector(
+    name: str, states: str, requests: Sequence[Request], size: int = SIZE, read_only: bool = False
+) -> dict[str, object]:
     """One, played in the model."""
-    shadow = Shadow(model.new_device(size, BLOCK))
+    shadow = Shadow(model.new_device(size, BLOCK, read_only=read_only))
     setup = bring_to(states, size)
     for request in setup:
         assert shadow.apply(request) == model.Done(), (name, request)
@@ -237,6 +276,8 @@ def others(request: Request, reply: model.Reply) -> list[dict[str, object]]:
         # Of what is beyond the end, ENOSPC or EINVAL SHOULD be said; of a fast zero, a server may find it fast.
         if reply.error is model.Error.NOT_FAST:
             return [{}]
+        if reply.error is model.Error.READ_ONLY:  # "the server MUST error subsequent write operations"
+            return [{"error": error} for error in ("EINVAL", "EIO", "ENOTSUP")]
         return [{"error": "EINVAL"}] if ERRNO[reply.error] != "EINVAL" else []
     if isinstance(request, Status):
         return [{"legal_extents": request.length}]  # "a server MAY always safely report a status of 0"
@@ -268,13 +309,13 @@ def told(request: Request) -> dict[str, object]:
     return found
 
 
-def document(size: int) -> dict[str, object]:
+def document(size: int, read_only: bool = False) -> dict[str, object]:
     """A file."""
     return {
         "format": "cowproof-vectors",
         "version": VERSION,
-        "disk": {"size": size, "block_size": BLOCK, "base": BASE_RULE},
-        "vectors": vectors(size),
+        "disk": {"size": size, "block_size": BLOCK, "base": BASE_RULE, "read_only": read_only},
+        "vectors": read_only_vectors(size) if read_only else vectors(size),
     }
 
 
@@ -289,7 +330,11 @@ def as_text(value: dict[str, object]) -> str:
 
 def files() -> dict[str, str]:
     """The vectors as they are committed: name and text."""
-    return {"device.json": as_text(document(SIZE)), "sectors.json": as_text(document(SECTORS_SIZE))}
+    return {
+        "device.json": as_text(document(SIZE)),
+        "sectors.json": as_text(document(SECTORS_SIZE)),
+        "read-only.json": as_text(document(SIZE, read_only=True)),
+    }
 
 
 def main(arguments: Iterable[str]) -> int:

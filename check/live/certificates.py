@@ -1,4 +1,4 @@
-"""Certificates for the rows with TLS: one authority, and what it has signed, made once for a run.
+"""Certificates for servers with TLS: one authority, and what it has signed, made once for a run.
 
 Source:  openssl-req(1), openssl-x509(1); nbdkit-tls(1) for the names of the files, which qemu-nbd and libnbd use, too.
 Errors:  StartError, one line.
@@ -31,7 +31,7 @@ def folder_in(parent: Path) -> Path:
 
 def _make(folder: Path) -> None:
     (folder / "names").write_text(f"subjectAltName=DNS:{HOSTNAME}\n", encoding="utf-8")
-    authority = ["-keyout", "ca-key.pem", "-out", "ca-cert.pem", "-subj", "/CN=cowproof bench"]
+    authority = ["-keyout", "ca-key.pem", "-out", "ca-cert.pem", "-subj", "/CN=cowproof"]
     _openssl(folder, "req", "-x509", *NEW_KEY, *authority, "-days", DAYS)
     _openssl(folder, "req", *NEW_KEY, "-keyout", "server-key.pem", "-out", "request.pem", "-subj", f"/CN={HOSTNAME}")
     signed_by = ["-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-CAcreateserial", "-extfile", "names"]
