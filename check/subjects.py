@@ -104,6 +104,11 @@ class ScriptedBase:
         """Not asked: the setup says what the overlay does."""
         return "ignore"
 
+    @property
+    def extents_may_wait(self) -> bool:
+        """Not asked: there is no server."""
+        return False
+
     def pread(self, offset: int, length: int) -> bytes:
         """The bytes, or EIO where any of them is bad."""
         self.reads.append((offset, length))

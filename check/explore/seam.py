@@ -256,6 +256,11 @@ class ExploredBase:
         """Not asked: the subject says what its overlay does."""
         return "read"
 
+    @property
+    def extents_may_wait(self) -> bool:
+        """Not asked: there is no server."""
+        return False
+
     def is_ready(self, offset: int, length: int) -> bool:
         """A hint, so it may be right or wrong."""
         return bool(self._stage.perform("ready"))

@@ -108,6 +108,7 @@ class DemoBase:
     """The demonstration disk."""
 
     cache_mode: Final[CacheMode] = "ignore"
+    extents_may_wait: Final = False
     size: Final = _TOTAL_SECTORS * _SECTOR_BYTES
     description: Final = f"demonstration disk, FAT16, {format_size(_TOTAL_SECTORS * _SECTOR_BYTES)}"
 

@@ -49,6 +49,7 @@ class FileBase:
     """The bytes of a file, as long as it was when it was opened."""
 
     cache_mode: Final[CacheMode] = "passthrough"
+    extents_may_wait: Final = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         name = os.fspath(path)

@@ -32,6 +32,10 @@ class Base(Protocol):
     def cache_mode(self) -> CacheMode:
         """What NBD_CMD_CACHE should do: nothing, `prefetch`, or a `pread` whose result is dropped."""
 
+    @property
+    def extents_may_wait(self) -> bool:
+        """Whether `extents` may have to wait, as for a disk's file system, or another server."""
+
     def pread(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`; may wait as long as the medium takes."""
 

@@ -14,6 +14,7 @@ class MemoryBase:
     """`size` bytes that are all zero, and take no memory until they are read: an empty disk to write on."""
 
     cache_mode: Final[CacheMode] = "ignore"
+    extents_may_wait: Final = False
 
     def __init__(self, size: int) -> None:
         assert size > 0, f"size is {size}, expected at least 1"
@@ -48,6 +49,7 @@ class BytesBase:
     """A disk that holds `data`."""
 
     cache_mode: Final[CacheMode] = "ignore"
+    extents_may_wait: Final = False
 
     def __init__(self, data: bytes, description: str = "bytes in memory") -> None:
         assert data, "data is empty, expected at least 1 byte"

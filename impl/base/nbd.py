@@ -94,7 +94,7 @@ class _Connection:
 class NbdBase:
     """An export of another server."""
 
-    is_elsewhere: Final = True  # so that nobody who may not wait asks for its extents
+    extents_may_wait: Final = True
 
     def __init__(self, uri: str, retry_s: float = RETRY_S) -> None:
         self._uri = uri

@@ -58,6 +58,7 @@ class PatternBase:
 
     # Not "passthrough": there is nothing to prefetch into. A cache request costs what a read costs.
     cache_mode: Final[CacheMode] = "read"
+    extents_may_wait: Final = False
 
     def __init__(
         self,

@@ -153,8 +153,7 @@ class Commands:
         self._base = export.base
         self._base_fd = export.base.fileno()
         self._by_reference = by_reference and self._base_fd is not None
-        # Extents may have to be waited for: a file system looks on the disk, and another server far away.
-        self._asks_for_extents = self._base_fd is not None or bool(getattr(export.base, "is_elsewhere", False))
+        self._extents_may_wait = export.base.extents_may_wait
         self._copies = export.overlay.copy_on_read is not never
         self._note_max_bytes = NOTE_MAX_BLOCKS * export.overlay.block_size
         self._structured = agreement.structured
@@ -472,7 +471,7 @@ class Commands:
 
     def _found(self, request: Request, held_bytes: int, held: Overlay) -> Reply | Later:
         work = partial(self._status_reply, request, *held.note(request.offset, request.length))
-        if self._asks_for_extents:
+        if self._extents_may_wait:
             return self._later(request, work, Place.BASE, held_bytes)
         if not self._is_small(request):
             return self._later(request, work, Place.LONG, held_bytes)
