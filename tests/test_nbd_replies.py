@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from impl.errors import PeerError
 from impl.nbd import replies, wire
-from impl.nbd.constants import ChunkType, Command, CommandFlag, ErrorValue
+from impl.nbd.constants import MAX_EXTENTS_COUNT, ChunkType, Command, CommandFlag, ErrorValue
 from impl.nbd.reply_reader import CHUNKS_COUNT, Expectation, Reply, ReplyReader, chunks_max
 
 C, F = Command, CommandFlag
@@ -149,6 +149,11 @@ BAD = [  # (claim, request, bytes)
     ("success without a status", EXTENTS, DONE),
     ("a status without extents", EXTENTS, chunk(STATUS, bytes(4))),
     ("a status with half an extent", EXTENTS, chunk(STATUS, b"\0\0\0\1" + bytes(12))),
+    (
+        "a status of more extents than there should be",
+        EXTENTS,
+        wire.CHUNK.pack(0x668E33EF, 1, STATUS, 7, 4 + 8 * MAX_EXTENTS_COUNT + 8),
+    ),
     ("an empty extent", EXTENTS, status((0, 0))),
     ("an extent that begins behind the request", EXTENTS, status((100, 0), (1, 1))),
     ("two extents for one", EXTENT, status((10, 0), (10, 1))),

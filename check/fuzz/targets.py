@@ -28,6 +28,7 @@ from impl.nbd.agreement import Agreement, ExportInfo, Phase, Tls
 from impl.nbd.client_handshake import ClientHandshake, Goal
 from impl.nbd.constants import (
     CONTEXT_IDS,
+    MAX_EXTENTS_COUNT,
     MAX_OPTION_DATA_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_STRING_BYTES,
@@ -446,7 +447,7 @@ class ReplySide(Reader[ReplyReader]):
             data = expected.length if expected.command == Command.READ else 0
             items = ITEMS_OF_A_REPLY + ITEMS_OF_A_CHUNK * chunks_max(expected)
             if expected.command == Command.BLOCK_STATUS:  # an extent is an item of a list, with two of its own
-                items += 3 * len(self._contexts) * MAX_PAYLOAD_BYTES // wire.DESCRIPTOR.size
+                items += 3 * len(self._contexts) * MAX_EXTENTS_COUNT
             limit = larger(limit, data + MAX_STRING_BYTES, items)
         return limit
 

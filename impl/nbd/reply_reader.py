@@ -22,6 +22,7 @@ from typing import NamedTuple
 from impl.errors import PeerError
 from impl.nbd.constants import (
     EXTENDED_REPLY_MAGIC,
+    MAX_EXTENTS_COUNT,
     MAX_PAYLOAD_BYTES,
     MAX_STRING_BYTES,
     SIMPLE_REPLY_MAGIC,
@@ -92,10 +93,14 @@ PAYLOAD_BYTES: dict[int, tuple[int, int]] = {
     ChunkType.NONE: (0, 0),
     ChunkType.OFFSET_DATA: (9, 8 + MAX_PAYLOAD_BYTES),
     ChunkType.OFFSET_HOLE: (CHUNK_HOLE.size, CHUNK_HOLE.size),
-    ChunkType.BLOCK_STATUS: (CHUNK_CONTEXT.size + DESCRIPTOR.size, CHUNK_CONTEXT.size + MAX_PAYLOAD_BYTES),
+    # Each extent becomes objects of ten times its size, so of them there may be as many as there should be at most.
+    ChunkType.BLOCK_STATUS: (
+        CHUNK_CONTEXT.size + DESCRIPTOR.size,
+        CHUNK_CONTEXT.size + DESCRIPTOR.size * MAX_EXTENTS_COUNT,
+    ),
     ChunkType.BLOCK_STATUS_EXT: (
         CHUNK_CONTEXT_EXT.size + DESCRIPTOR_EXT.size,
-        CHUNK_CONTEXT_EXT.size + MAX_PAYLOAD_BYTES,
+        CHUNK_CONTEXT_EXT.size + DESCRIPTOR_EXT.size * MAX_EXTENTS_COUNT,
     ),
     ChunkType.ERROR: (CHUNK_ERROR.size, CHUNK_ERROR.size + MAX_PAYLOAD_BYTES),
     ChunkType.ERROR_OFFSET: (CHUNK_ERROR.size + CHUNK_ERROR_OFFSET.size, CHUNK_ERROR.size + MAX_PAYLOAD_BYTES),
