@@ -248,6 +248,14 @@ class TakesHalfAQuery(ServerHandshake):
             super()._reply(option, reply, data)
 
 
+@handshake("contexts/bytes-behind")
+class LosesItsPlaceBehindQueries(ServerHandshake):
+    def _reply(self, option, reply, data=b""):
+        super()._reply(option, reply, data)
+        if option == Option.LIST_META_CONTEXT and b"behind the last field" in data:
+            self._incoming += bytes(100)
+
+
 @handshake("contexts/replaced")
 class KeepsWhatWasSelected(ServerHandshake):
     def _set_meta_context(self, option, data):

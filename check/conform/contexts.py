@@ -107,6 +107,19 @@ def malformed(subject: Subject) -> None:
         still_in_step(link)
 
 
+@rule("contexts/bytes-behind", SHOULD, "NBD_OPT_LIST_META_CONTEXT")
+def bytes_behind(subject: Subject) -> None:
+    """Bytes behind the last query are NBD_REP_ERR_INVALID, or skipped, and the next option is understood."""
+    with greeted(subject) as link:
+        structured(link)
+        listed(link, subject)
+        data = wire.pack_meta_query(subject.target.export, ("base:",)) + bytes(100)
+        answer = link.option(Option.LIST_META_CONTEXT, data)
+        if not answer.granted and answer.final != OptionReply.ERR_INVALID:
+            raise Failure(f"100 bytes behind the last query: {answer.told}")
+        still_in_step(link)
+
+
 @rule("contexts/replaced", MUST, "NBD_OPT_SET_META_CONTEXT")
 def replaced(subject: Subject) -> None:
     """What was selected before is not any longer, once something else is asked for."""
