@@ -58,12 +58,11 @@ def client_flags(subject: Subject) -> None:
 
 @rule("handshake/abort", MUST, "NBD_OPT_ABORT")
 def abort(subject: Subject) -> None:
-    """NBD_OPT_ABORT is acknowledged, and then the server closes."""
+    """NBD_OPT_ABORT is acknowledged."""
     with greeted(subject) as link:
         answer = link.option(Option.ABORT)
         if not answer.granted:
             raise Failure(f"NBD_OPT_ABORT: {answer.told}")
-        link.ends("NBD_OPT_ABORT")
 
 
 @rule("handshake/abort-with-data", SHOULD, "NBD_OPT_ABORT")

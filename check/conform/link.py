@@ -146,13 +146,15 @@ class Link:
             found += piece
         return bytes(found)
 
-    def ends(self, what: str) -> None:
-        """The server closes the connection, without another word."""
+    def ends(self, what: str, *, with_goodbye: bool = False) -> None:
+        """The server closes the connection, without another word; but for that of TLS, if that is wanted."""
         try:
             rest = self._sock.recv(1)
         except TimeoutError:
             raise Failure(f"after {what}, the connection is still open {LIMIT_S:g} s later") from None
         except ssl.SSLEOFError:
+            if not with_goodbye:
+                return
             raise Failure(f"after {what}, the connection is closed, but TLS was not shut down") from None
         except OSError:
             return

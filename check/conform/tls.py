@@ -124,4 +124,4 @@ def disconnect(subject: Subject) -> None:
         link.enter(subject.target.export)
         read(link, 7, 0, link.unit)
         link.request(Command.DISC, 8)
-        link.ends("NBD_CMD_DISC")
+        link.ends("NBD_CMD_DISC", with_goodbye=True)

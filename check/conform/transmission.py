@@ -244,7 +244,7 @@ def multi_conn(subject: Subject) -> None:
 @rule("transmission/fua", MUST, "Command flags; NBD_CMD_FLAG_FUA")
 def fua(subject: Subject) -> None:
     """NBD_CMD_FLAG_FUA is accepted with every command, where NBD_FLAG_SEND_FUA is set."""
-    with chosen(subject, structured=True) as link:
+    with chosen(subject) as link:
         if not link.flags & TransmissionFlag.SEND_FUA:
             raise NotOffered("no NBD_FLAG_SEND_FUA")
         for command in commands_of(link):
@@ -276,7 +276,7 @@ def misplaced_flags(subject: Subject) -> None:
         Command.WRITE_ZEROES: CommandFlag.REQ_ONE,
         Command.BLOCK_STATUS: CommandFlag.NO_HOLE,
     }
-    with chosen(subject, structured=True) as link:
+    with chosen(subject) as link:
         for command in commands_of(link):
             flag = misplaced[command]
             error = ask(link, command, 7, 0, link.sector, flag)
@@ -288,7 +288,7 @@ def misplaced_flags(subject: Subject) -> None:
 @rule("transmission/zero-length", SHOULD, "NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES")
 def zero_length(subject: Subject) -> None:
     """A request of no bytes does not end the connection, whatever is answered."""
-    with chosen(subject, structured=True) as link:
+    with chosen(subject) as link:
         for command in commands_of(link):
             ask(link, command, 7, 0, 0)
         still_served(link)
