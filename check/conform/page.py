@@ -46,12 +46,12 @@ for after `kill -9`. `cowproof conform --list` shows all rules, `--help` the res
 other side of the socket has the semantics as JSON: `specs/vectors/*.json`, described by `schema.json` there, needs a
 JSON parser and a socket.
 
-Tried on three servers that are in none of Debian's packages, with the second line changed and nothing else: rust-nbd
-0.3.1 (Rust; a `main` of 25 lines around it), go-nbd of July 2024 and gonbdserver of 2017 (Go). In an hour's reading
-the failures came to five faults that break a MUST: an unknown option that is hung up on, INFO and GO that are not
-there, unknown client flags that are not hung up on (two), and a WRITE_ZEROES that is advertised, and has an older
-draft's number. What the kit asked too much of, or did not see, has been mended since: those servers' authors would
-have been told wrong things in four places.
+Tried on three servers that none of Debian's packages has, with the second line changed and nothing else: rust-nbd
+0.3.1 (Rust; a `main` of 25 lines around it), go-nbd of July 2024 and gonbdserver of 2017 (both Go). Read beside the
+text, what failed came to seven faults that break a MUST. rust-nbd: unknown options are hung up on; INFO and GO are
+not there. go-nbd: unknown client flags are not hung up on; any name is known once INFO was asked of another.
+gonbdserver: unknown client flags, too; WRITE_ZEROES is advertised, and has the number of an older draft; the error of
+a read that is far beyond the end has data behind it. What the kit had asked too much of, or not seen, was mended.
 
 ## How to read this
 

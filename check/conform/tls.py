@@ -36,10 +36,14 @@ def not_there(subject: Subject) -> None:
 
 
 def secured(link: Link) -> None:
-    """TLS from here on; NotOffered if the server has none."""
-    answer = link.start_tls()
+    """TLS from here on; NotOffered if the server has none. One that does not even say so breaks `tls/not-there`."""
+    try:
+        answer = link.option(Option.STARTTLS)
+    except Failure as failure:
+        raise NotOffered(f"no TLS: {failure}") from None
     if not answer.granted:
         raise NotOffered(f"no TLS: {answer.told}")
+    link.shake_tls_hands()
 
 
 @rule("tls/upgrade", MUST, "NBD_OPT_STARTTLS; TLS versions")

@@ -68,14 +68,16 @@ def error_values(subject: Subject) -> None:
 @rule("transmission/read-far-beyond", MUST, "NBD_CMD_READ")
 def read_far_beyond(subject: Subject) -> None:
     """A read whose end cannot be counted in 64 bits is an error without a payload, unless the server hangs up."""
-    with chosen(subject) as link:
-        for offset in (1 << 63, (1 << 64) - link.sector):
+    for before_the_end in (1 << 63, 0):
+        with chosen(subject) as link:
+            length = max(16, link.unit)
+            offset = (1 << 64) - length - before_the_end
             try:
-                error, _ = read(link, 7, offset, link.sector)
+                error, _ = read(link, 7, offset, length)
             except Failure:
-                return  # "The server MAY then initiate a hard disconnect"
+                continue  # "The server MAY then initiate a hard disconnect"
             if not error:
-                raise Failure(f"a read of {link.sector} bytes at {offset} succeeds")
+                raise Failure(f"a read of {length} bytes at {offset} succeeds")
             still_served(link)
 
 
