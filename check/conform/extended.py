@@ -9,8 +9,7 @@ from check.conform.contexts import status_of
 from check.conform.link import Answer, Link
 from check.conform.rule import Failure, Need, NotOffered, rule
 from check.conform.subject import Subject
-from check.conform.talk import chosen, greeted, read, still_in_step, still_served, told
-from check.conform.transmission import ask, commands_of
+from check.conform.talk import ask, chosen, commands_of, greeted, read, still_in_step, still_served, told
 from impl.nbd import wire
 from impl.nbd.constants import (
     BASE_ALLOCATION,

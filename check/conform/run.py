@@ -21,7 +21,9 @@ from check.conform import (
     extended,
     handshake,
     malformed,
+    refusals,
     semantics,
+    sizes,
     tls,
     transmission,
 )
@@ -31,7 +33,19 @@ from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 
 # Their rules are registered as they are loaded.
-MODULES = (handshake, tls, transmission, contexts, extended, semantics, malformed, concurrency, durability)
+MODULES = (
+    handshake,
+    tls,
+    transmission,
+    refusals,
+    sizes,
+    contexts,
+    extended,
+    semantics,
+    malformed,
+    concurrency,
+    durability,
+)
 # In this order they are tried: what is begun with first, what takes longest last.
 GROUPS = (
     "handshake",

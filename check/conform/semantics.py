@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from check.conform.disk import Disk, base_bytes
 from check.conform.rule import Failure, Need, NotOffered, add
 from check.conform.subject import Subject
-from check.conform.transmission import NEEDED
+from check.conform.talk import NEEDED
 from check.conform.vectors import SECTOR, SECTORS_SIZE, SIZE, vectors
 from impl.client import Client, NbdError
 from impl.nbd.constants import Command, CommandFlag, TransmissionFlag, os_errno

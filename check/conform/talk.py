@@ -11,8 +11,14 @@ from contextlib import contextmanager
 from check.conform.link import Link
 from check.conform.rule import Failure, NotOffered
 from check.conform.subject import Subject
-from impl.nbd.constants import Command, ErrorValue, Option, OptionReply
+from impl.nbd.constants import Command, ErrorValue, Option, OptionReply, TransmissionFlag
 
+NEEDED = {
+    Command.FLUSH: TransmissionFlag.SEND_FLUSH,
+    Command.TRIM: TransmissionFlag.SEND_TRIM,
+    Command.CACHE: TransmissionFlag.SEND_CACHE,
+    Command.WRITE_ZEROES: TransmissionFlag.SEND_WRITE_ZEROES,
+}
 LIST_MAY_BE = (
     OptionReply.ACK,
     OptionReply.ERR_POLICY,
@@ -93,3 +99,24 @@ def read(link: Link, cookie: int, offset: int, length: int, flags: int = 0) -> t
 def told(error: int) -> str:
     """An error by its name."""
     return "success" if not error else ErrorValue(error).name if error in list(ErrorValue) else f"error {error}"
+
+
+def commands_of(link: Link) -> list[Command]:
+    """The commands that may be asked for, but DISC."""
+    writes = [Command.WRITE] if link.can_write else []
+    flagged = [command for command, flag in NEEDED.items() if link.flags & flag]
+    status = [Command.BLOCK_STATUS] if link.contexts else []
+    return [Command.READ, *writes, *flagged, *status]
+
+
+def ask(link: Link, command: Command, cookie: int, offset: int, length: int, flags: int = 0) -> int:
+    """The error of a request; a write is of zeroes."""
+    if command == Command.READ:
+        return read(link, cookie, offset, length, flags)[0]
+    if command == Command.WRITE:
+        link.write(cookie, offset, bytes(length), flags)
+    elif command == Command.FLUSH:
+        link.request(command, cookie, 0, 0, flags)
+    else:
+        link.request(command, cookie, offset, length, flags)
+    return link.error_of(cookie)
