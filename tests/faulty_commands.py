@@ -219,7 +219,12 @@ def leaves_those_who_ask_for_nothing(self, request, shipped):
 
 @commands("transmission/read-only", read_only=True)
 def writes_though_it_must_not(self, request, shipped):
-    return self._done(request) if request.command == C.WRITE else shipped()
+    return self._done(request) if (request.command, request.length) == (C.WRITE, 512) else shipped()
+
+
+@commands("semantics/read-only", read_only=True)
+def takes_whole_blocks_though_it_must_not(self, request, shipped):
+    return self._done(request) if (request.command, request.length) == (C.WRITE, 4096) else shipped()
 
 
 @commands("transmission/large-payload")

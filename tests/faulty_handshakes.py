@@ -185,6 +185,13 @@ class KnowsAllNamesAfterOne(ServerHandshake):
         return super()._meta_queries(data)
 
 
+@handshake("handshake/greeting-flags")
+class HasFlagsOfItsOwn(ServerHandshake):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self._outgoing[-1] |= 4
+
+
 @handshake("tls/not-there")
 class DoesNotKnowWhatTlsIs(ServerHandshake):
     def _reply(self, option, reply, data=b""):

@@ -7,6 +7,7 @@ to each other are in test_conform_races.py, those that forget in test_conform_du
 
 import json
 import socket
+import ssl
 import threading
 from xml.etree import ElementTree
 
@@ -28,7 +29,7 @@ from impl.client.uri import Target
 from impl.client.uri import Tls as TlsWanted
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Tls
-from impl.nbd.constants import Command, OptionReply
+from impl.nbd.constants import Command, CommandFlag, OptionReply, TransmissionFlag
 from impl.nbd.server_handshake import ServerHandshake
 from impl.server import session
 from impl.server.session import TlsOffer
@@ -52,7 +53,8 @@ def impatient(monkeypatch):
 
 
 # Of a server that can be written to, byte by byte, and without TLS.
-NOT_OFFERED = {"transmission/read-only", "transmission/unaligned", *(rule.name for rule in chosen(["tls"]))}
+NOT_OFFERED = {"transmission/read-only", "transmission/unaligned", "transmission/fast-zero-unasked"}
+NOT_OFFERED |= {"semantics/read-only", *(rule.name for rule in chosen(["tls"]))}
 NOT_OFFERED -= {"tls/not-there"}
 # What we claim is more.
 NOT_CLAIMED = {"concurrency/sector", "concurrency/block"}
@@ -84,7 +86,8 @@ def test_our_server_passes_through_tls(mode, secrets, short_path):
         results = run(tried, lambda: subject, lambda _: None)
     found = {result.rule.name: result.detail for result in results if result.verdict is not Verdict.PASS}
     expected = {"on": {"tls/required"}, "require": {"tls/forgets"}}[mode]
-    assert set(found) == {"transmission/read-only", "transmission/unaligned", "tls/not-there"} | expected, found
+    in_the_clear = {name for name in NOT_OFFERED if name.startswith("transmission/")}
+    assert set(found) == in_the_clear | {"tls/not-there"} | expected, found
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)
@@ -128,6 +131,30 @@ def test_a_faulty_server_fails_by_the_rule_that_names_it_and_by_no_other(name, m
         assert set(failed(InProcess(target, options=options), tried)) == {rule}
         others = [other for other in chosen(["semantics"]) if other.name != rule]
         assert failed(InProcess(target, options=options, settings=QUICK), others) == {}
+
+
+def test_a_server_that_knows_no_tls_of_12_is_found_out(monkeypatch, secrets, short_path):
+    monkeypatch.setattr(secrets, "minimum_version", ssl.TLSVersion.TLSv1_3)
+    with serving(short_path / "s", tls=TlsOffer(Tls.ON, secrets)) as target:
+        assert set(failed(InProcess(target), chosen(["tls"]))) == {"tls/version"}
+
+
+def test_a_server_that_takes_fast_zeroes_it_does_not_offer_is_found_out(monkeypatch, short_path):
+    class OffersNone(ServerHandshake):
+        def _flags(self, export):
+            return super()._flags(export) & ~TransmissionFlag.SEND_FAST_ZERO
+
+    def takes_them(self, request, shipped):
+        is_it = request.command == Command.WRITE_ZEROES and request.flags & CommandFlag.FAST_ZERO
+        return self._done(request) if is_it else shipped()
+
+    monkeypatch.setattr(session, "ServerHandshake", OffersNone)
+    tried = [rule for rule in RULES.values() if rule.group not in SLOW]
+    with serving(short_path / "s") as target:
+        assert failed(InProcess(target), tried) == {}
+    monkeypatch.setattr(session, "Commands", faulty(takes_them))
+    with serving(short_path / "s") as target:
+        assert set(failed(InProcess(target), tried)) == {"transmission/fast-zero-unasked"}
 
 
 class HasSectors(ServerHandshake):
@@ -174,6 +201,8 @@ def test_every_rule_that_a_server_can_fail_has_a_faulty_server():
         "transmission/disconnect",
         "tls/disconnect",  # above
         "tls/rejected-write",
+        "tls/version",
+        "transmission/fast-zero-unasked",
         "transmission/unaligned",
         "status/aligned",
     }
@@ -223,7 +252,12 @@ def test_no_server_hangs_the_kit(what, monkeypatch, short_path):
         found = failed(Subject(Target(path=str(short_path / "s"))), chosen(["handshake", "transmission"]))
         assert ("handshake/greeting" in found) == (what not in ("that greets, and no more", "that never ends"))
         tried = {rule.name for rule in chosen(["handshake", "transmission"])}
-        assert tried - set(found) <= {"handshake/greeting", "transmission/maximum-payload"}  # needs another server
+        fine = {
+            "handshake/greeting",
+            "handshake/greeting-flags",
+            "transmission/maximum-payload",
+        }  # needs another server
+        assert tried - set(found) <= fine
     finally:
         odd.close()
 

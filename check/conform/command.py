@@ -6,8 +6,11 @@ Errors:  exit status 0: no rule is broken that the protocol says MUST. 1: one is
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -15,7 +18,7 @@ from check.conform.rule import CLAIMS, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, line, run, subject_of, summary
 from check.conform.subject import Settings
 from impl.client.uri import Target, Tls
-from impl.errors import StartError
+from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
 
 HELP = """Hold an NBD server to the protocol.
@@ -96,6 +99,11 @@ def conform(
         for rule in rules:
             click.echo(f"{rule.name:36}  {rule.need.value:6}  {rule.says}")
         return
+    if uri is not None and (export or tls or tls_certificates):
+        raise UsageError("--export and --tls go with --start; a URI says it itself: nbds://HOST/EXPORT")
+    prepare(keep, tls_certificates, json_file, junit_file)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
     progress = Progress()
     settings = Settings(quick, frozenset(claims), None if keep is None else Path(keep), progress.say)
     secure = Tls(tls_certificates, verify_peer=False) if tls or tls_certificates else None
@@ -103,14 +111,36 @@ def conform(
         results = run(rules, lambda: subject, progress.tell)
     where = uri or command or ""
     click.echo(summary(results))
+    named = [uri] if uri is not None else ["--start", str(command)]
+    more = [("--export", export), ("--tls-certificates", tls_certificates), *(("--claim", claim) for claim in claims)]
+    named += [part for option, value in more if value for part in (option, value)]
+    named += [option for option, given in (("--tls", tls), ("--quick", quick)) if given]
     for result in results:
         if result.verdict is Verdict.FAIL:
-            claimed = "".join(f" --claim {claim}" for claim in claims)
-            click.echo(f"alone: cowproof conform {told(uri, command, export)}{claimed} --only {result.rule.name}")
+            click.echo(f"alone: cowproof conform {shlex.join([*named, '--only', result.rule.name])}")
     for path, text in ((json_file, as_json), (junit_file, as_junit)):
         if path is not None:
             write(path, text(results, where))
     sys.exit(1 if any(result.is_violation for result in results) else 0)
+
+
+def prepare(keep: str | None, certificates: str | None, *files: str | None) -> None:
+    """Find out before a long run what would go wrong behind it; StartError says what."""
+    if certificates is not None and not Path(certificates).is_dir():
+        raise StartError(f"--tls-certificates {certificates}: there is no such folder")
+    if keep is not None:
+        try:
+            Path(keep).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"--keep {keep}: {error.strerror}") from None
+    for path in files:
+        if path is not None:
+            write(path, "")
+
+
+def leave(*_: object) -> NoReturn:
+    """So that servers are ended in order."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 class Progress:
@@ -132,13 +162,6 @@ class Progress:
         if self._is_shown:
             click.echo("\r", nl=False, err=True)
         click.echo(line(result))
-
-
-def told(uri: str | None, command: str | None, export: str) -> str:
-    """The server, as it was named on the command line."""
-    if uri is not None:
-        return f"'{uri}'"
-    return f"--start '{command}'{f' --export {export}' if export else ''}"
 
 
 def write(path: str, text: str) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,11 @@ from check.conform.subject import Subject
 from check.history.format import load
 from check.history.record import Recipe, record
 from check.history.show import verdict_lines
-from check.live.play import REPLY_LIMIT_S, Outcome, play, send, two_connections
+from check.live.play import REPLY_LIMIT_S, Outcome, play, send
 from check.live.programs import BLOCK_BYTES, Action, Race, Source, base_block, request_of
 from check.live.show import columns, whose
 from check.live.verdict import lost_byte_count
-from impl.client import Client
+from impl.client import Client, connect
 from impl.errors import StartError
 from model.budget import Budget
 from model.history import Level
@@ -80,9 +81,12 @@ Lost = Callable[[Race, Outcome], int]
 
 def check_pairs(subject: Subject, first: Sequence[Action], second: Sequence[Action], lost: Lost) -> None:
     """Try each of some actions together with each of others. `lost` counts the bytes that should not be as they are."""
+    subject.needs_its_disk()
     tries = TRIES_QUICK if subject.settings.quick else TRIES
     races = [Race("", "", a, b, "", "") for a in first for b in second]
-    with subject.fresh(Disk((len(races) * tries + 1) * BLOCK_BYTES, True, LATENCY_MS, JITTER_MS)) as server:
+    disk = Disk((len(races) * tries + 1) * BLOCK_BYTES, True, LATENCY_MS, JITTER_MS)
+    with subject.fresh(disk) as server:
+        _is_whole(server, disk)
         possible = [action for action in {*first, *second} if _works(server, action)]
         found = list(_play_all(server, races, tries, lost, possible))
     if not found:
@@ -92,6 +96,12 @@ def check_pairs(subject: Subject, first: Sequence[Action], second: Sequence[Acti
         raise Failure("\n".join(losses))
     if not subject.has_slow_disks and not any(pair.met for pair in found):
         raise NotApplicable("requests were never in flight together: have it serve $baseuri, which is slow")
+
+
+def _is_whole(server: Subject, disk: Disk) -> None:
+    with server.client() as client:
+        if client.size != disk.size:
+            raise NotApplicable(f"the device has {client.size} bytes, its base {disk.size}")
 
 
 def _works(server: Subject, action: Action) -> bool:
@@ -112,9 +122,10 @@ def _play_all(
 ) -> Iterator[Found]:
     gap_ms = GAP_MS if server.has_slow_disks else 0
     try:
-        with two_connections(server.target.uri) as (a, other):
-            # Without multi-conn, what is done on one need not be seen on the other.
-            b = other if a.can_multi_conn else a
+        with ExitStack() as stack:
+            a = stack.enter_context(connect(server.target.uri, timeout_s=REPLY_LIMIT_S))
+            # Without multi-conn, what is done on one need not be seen on another, and there need not be one.
+            b = stack.enter_context(connect(server.target.uri, timeout_s=REPLY_LIMIT_S)) if a.can_multi_conn else a
             for number, race in enumerate(races):
                 if race.a in possible and race.b in possible:
                     server.settings.say(f"{race.a} beside {race.b}")
@@ -165,6 +176,7 @@ def _told(pair: Found) -> str:
 
 def check_zero_trim(subject: Subject) -> None:
     """Where trims read as zeroes at all, they do so whatever goes on beside them."""
+    subject.needs_its_disk()
     with subject.fresh(Disk(BLOCK_BYTES, True)) as server, server.client() as client:
         if not OFFERS["TRIM"](client):
             raise NotOffered("no NBD_CMD_TRIM")
@@ -193,6 +205,7 @@ def check_level(subject: Subject, level: Level) -> None:
     """Record clients that race, and look for an order."""
     if level not in subject.settings.claims:
         raise NotApplicable(f"not claimed: --claim {level}")
+    subject.needs_its_disk()
     with subject.fresh(LEVEL_DISK) as server, tempfile.TemporaryDirectory(prefix="conform-") as folder:
         path = Path(folder) / "history.jsonl"
         recipe = _recipe(server, level)
@@ -232,7 +245,6 @@ def _kept(subject: Subject, path: Path, level: Level) -> Iterator[str]:
     if subject.settings.keep is None:
         yield "(--keep FOLDER keeps the history, for `cowproof view`)"
         return
-    subject.settings.keep.mkdir(parents=True, exist_ok=True)
     kept = subject.settings.keep / f"{level}.jsonl"
     shutil.copyfile(path, kept)
     yield f"kept as {kept}: cowproof view {kept}"

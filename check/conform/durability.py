@@ -27,6 +27,9 @@ def survives(place: Place, what: str, ask: Callable[[Client], dict[int, bytes]],
     """Do something, end the server, and look for what should be there."""
     with place.running(is_killed=is_killed):
         client = connect(place.target.uri, timeout_s=ANSWER_S)
+        if client.size < DISK.size:
+            client.close()
+            raise NotApplicable(f"the device has {client.size} bytes, expected {DISK.size}")
         expected = ask(client)
         if not is_killed:
             client.disconnect()

@@ -6,7 +6,7 @@ Source:  the branch extension-ext-header of the protocol's text.
 from __future__ import annotations
 
 from check.conform.contexts import status_of
-from check.conform.link import Answer, Link
+from check.conform.link import Answer, Link, contexts_in
 from check.conform.rule import Failure, Need, NotOffered, rule
 from check.conform.subject import Subject
 from check.conform.talk import ask, chosen, commands_of, greeted, read, still_in_step, still_served, told
@@ -22,11 +22,11 @@ from impl.nbd.constants import (
 )
 
 MUST, SHOULD = Need.MUST, Need.SHOULD
-TOO_LONG = 1 << 40
+TOO_LONG = 1 << 62
 COOKIE = 0xFEDC_BA98_7654_3210
 
 
-@rule("extended/structured-after", MUST, "NBD_OPT_STRUCTURED_REPLY (EXTENDED_HEADERS)")
+@rule("extended/structured-after", SHOULD, "NBD_OPT_STRUCTURED_REPLY (EXTENDED_HEADERS)")
 def structured_after(subject: Subject) -> None:
     """NBD_OPT_STRUCTURED_REPLY after extended headers is NBD_REP_ERR_EXT_HEADER_REQD."""
     with greeted(subject) as link:
@@ -87,10 +87,10 @@ def payload_unasked(subject: Subject) -> None:
 
 @rule("extended/long-effect", SHOULD, "Size constraints (EXTENDED_HEADERS)")
 def long_effect(subject: Subject) -> None:
-    """A request of 1 TiB beyond the end does not end the connection, and is an error."""
+    """A request that is far too long does not end the connection, and is an error."""
     with chosen(subject, extended=True) as link:
         for command in (Command.READ, Command.TRIM, Command.WRITE_ZEROES):
-            if command in commands_of(link) and not ask(link, command, 7, 0, TOO_LONG):
+            if link.size < TOO_LONG and command in commands_of(link) and not ask(link, command, 7, 0, TOO_LONG):
                 raise Failure(f"{command.name} of [0, +{TOO_LONG}) succeeds on a disk of {link.size} bytes")
         still_served(link)
 
@@ -109,23 +109,36 @@ def read_back(subject: Subject) -> None:
 def status(subject: Subject) -> None:
     """A block status is answered with NBD_REPLY_TYPE_BLOCK_STATUS_EXT, which says how many extents there are."""
     with chosen(subject, BASE_ALLOCATION, extended=True) as link:
-        for extents in status_of(link, 0, link.size // link.unit * link.unit):
+        for extents in status_of(link, 0, link.end):
             if any(flags >> 32 for _, flags in extents):
                 raise Failure(f"{BASE_ALLOCATION} says more than 32 bits: {extents[:5]}")
 
 
 @rule("extended/status-payload", MUST, "NBD_FLAG_BLOCK_STATUS_PAYLOAD")
 def status_payload(subject: Subject) -> None:
-    """A block status whose payload names contexts is of these alone; one that is not known is NBD_EINVAL."""
+    """A block status whose payload names contexts is of these alone; unknown ones, or one twice, are NBD_EINVAL."""
     with chosen(subject, BASE_ALLOCATION, extended=True) as link:
         if not link.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD:
             raise NotOffered("no NBD_FLAG_BLOCK_STATUS_PAYLOAD")
         known = link.contexts[BASE_ALLOCATION]
-        for numbers, expected in (((known,), 0), ((known ^ 0x4000_0000,), ErrorValue.EINVAL)):
-            payload = wire.pack_status_request(link.sector, numbers)
-            flags = CommandFlag.PAYLOAD_LEN
-            link.send(wire.pack_extended_request(Command.BLOCK_STATUS, flags, 7, 0, len(payload)) + payload)
-            error = link.error_of(7)
-            if error != expected:
-                raise Failure(f"contexts {numbers} in the payload: {told(error)}, expected {told(expected)}")
+        for numbers in ((known ^ 0x4000_0000,), (known, known)):
+            error = max(part.error for part in _status_of(link, numbers))
+            if error != ErrorValue.EINVAL:
+                raise Failure(f"contexts {numbers} in the payload: {told(error)}, expected EINVAL")
         still_served(link)
+    with greeted(subject) as link:
+        link.extended()
+        names = contexts_in(link.option(Option.LIST_META_CONTEXT, wire.pack_meta_query(subject.target.export, ())))
+        link.select(*names)
+        link.enter(subject.target.export)
+        for number in link.contexts.values():
+            parts = [part for part in _status_of(link, (number,)) if part.chunk_type]
+            found = [int.from_bytes(part.payload[:4], "big") for part in parts]
+            if found != [number]:
+                raise Failure(f"context {number} in the payload: chunks of {found}")
+
+
+def _status_of(link: Link, numbers: tuple[int, ...]) -> list[Answer]:
+    payload = wire.pack_status_request(link.sector, numbers)
+    link.send(wire.pack_extended_request(Command.BLOCK_STATUS, CommandFlag.PAYLOAD_LEN, 7, 0, len(payload)) + payload)
+    return link.whole_answer(7)

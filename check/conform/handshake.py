@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
-from check.conform.link import Link, name_of
-from check.conform.rule import Failure, Need, NotOffered, rule
+from check.conform.link import Link, contexts_in, name_of
+from check.conform.rule import Closed, Failure, Need, NotOffered, rule
 from check.conform.subject import Subject
 from check.conform.talk import as_wanted, greeted, still_in_step
 from impl.nbd import wire
@@ -13,6 +14,7 @@ from impl.nbd.constants import OPTION_REPLY_MAGIC, ClientFlag, Info, Option, Opt
 
 MUST, SHOULD = Need.MUST, Need.SHOULD
 UNKNOWN_OPTION = 0x7FFF_0001
+UNKNOWN_COMMAND = 0x7FFF
 ALLOCATION = "base:allocation"
 NO_SUCH_EXPORT = "x-no-export-has-this-name"
 
@@ -32,14 +34,22 @@ def greeting(subject: Subject) -> None:
         link.greet()
 
 
-@rule("handshake/unknown-option", MUST, "Fixed newstyle negotiation; NBD_REP_ERR_UNSUP")
+@rule("handshake/greeting-flags", MUST, "Handshake flags")
+def greeting_flags(subject: Subject) -> None:
+    """The greeting has no flags but NBD_FLAG_FIXED_NEWSTYLE and NBD_FLAG_NO_ZEROES."""
+    with greeted(subject, in_the_clear=True) as link:
+        if link.greeting_flags & ~3:
+            raise Failure(f"handshake flags {link.greeting_flags:#x}")
+
+
+@rule("handshake/unknown-option", MUST, "Baseline; NBD_REP_ERR_UNSUP")
 def unknown_option(subject: Subject) -> None:
     """An option that the server does not know is refused with NBD_REP_ERR_UNSUP, and the next one is understood."""
     with greeted(subject) as link:
         refused(link, UNKNOWN_OPTION, b"", OptionReply.ERR_UNSUP, what="an unknown option")
 
 
-@rule("handshake/unknown-option-with-data", MUST, "Fixed newstyle negotiation")
+@rule("handshake/unknown-option-with-data", MUST, "Baseline")
 def unknown_option_with_data(subject: Subject) -> None:
     """The data of an option that the server does not know are skipped."""
     with greeted(subject) as link:
@@ -104,10 +114,13 @@ def list_exports(subject: Subject) -> None:
 
 @rule("handshake/go-malformed", SHOULD, "NBD_OPT_INFO and NBD_OPT_GO")
 def go_malformed(subject: Subject) -> None:
-    """NBD_OPT_GO whose name is longer than its data is refused with NBD_REP_ERR_INVALID, and the next is understood."""
+    """NBD_OPT_GO whose name is longer than its data is NBD_REP_ERR_INVALID, or hung up on; its data are skipped."""
     with greeted(subject) as link:
         data = struct.pack(">I", 1000) + b"name" + struct.pack(">H", 0)
-        answer = link.option(Option.GO, data)
+        try:
+            answer = link.option(Option.GO, data)
+        except Closed:
+            return  # of a client that breaks a MUST, one "MAY initiate a hard disconnect"
         if answer.final == OptionReply.ERR_UNSUP:
             raise NotOffered("no NBD_OPT_GO")
         if answer.final != OptionReply.ERR_INVALID:
@@ -164,7 +177,7 @@ def flags(subject: Subject) -> None:
 
 @rule("handshake/block-sizes", MUST, "Size constraints")
 def block_sizes(subject: Subject) -> None:
-    """Block sizes are powers of two, but for the largest, which is a multiple of the smallest; and in order."""
+    """Block sizes are powers of two, but for the largest, and in order."""
     with greeted(subject) as link:
         told = infos_of(link, subject).get(Info.BLOCK_SIZE)
         if told is None:
@@ -232,9 +245,11 @@ def context_ids(subject: Subject) -> None:
         answer = link.option(Option.SET_META_CONTEXT, data)
         if not answer.granted or not answer.between:
             raise NotOffered(f"NBD_OPT_SET_META_CONTEXT of {ALLOCATION}: {answer.told}")
-        ids = [struct.unpack_from(">I", data)[0] for kind, data in answer.between if len(data) > 4]
-        if len(set(ids)) < len(answer.between):
-            raise Failure(f"{len(answer.between)} contexts have numbers {ids}")
+        found = contexts_in(answer)
+        if set(found) - {ALLOCATION, "qemu:allocation-depth"}:
+            raise Failure(f"{ALLOCATION} and qemu:allocation-depth were asked for, and {sorted(found)} are selected")
+        if len(set(found.values())) < len(answer.between):
+            raise Failure(f"{len(answer.between)} contexts have numbers {sorted(found.values())}")
 
 
 @rule("handshake/export-name", SHOULD, "Maximum interoperability; NBD_OPT_EXPORT_NAME")
@@ -247,12 +262,27 @@ def export_name(subject: Subject) -> None:
                 return
             as_wanted(link, subject)
             link.send(wire.pack_option(Option.EXPORT_NAME, subject.target.export.encode()))
-            told = link.receive(8, "answer to NBD_OPT_EXPORT_NAME")
+            try:
+                told = link.receive(8, "answer to NBD_OPT_EXPORT_NAME")
+            except Closed:
+                if has_own_sizes(subject):
+                    raise NotOffered("it hangs up, as it may if its block sizes are unusual") from None
+                raise
             if int.from_bytes(told, "big") == OPTION_REPLY_MAGIC:
                 raise Failure("NBD_OPT_EXPORT_NAME is answered with an option reply")
             told = link.receive(2 + zeroes, "rest of the answer to NBD_OPT_EXPORT_NAME")
             if any(told[2:]):
                 raise Failure("the 124 zeroes are none")
+            link.request(UNKNOWN_COMMAND, 7)
+            with suppress(Closed):
+                link.answer()  # which is not zeroes
+
+
+def has_own_sizes(subject: Subject) -> bool:
+    """Whether the block sizes that are told are not those that a client supposes."""
+    with greeted(subject) as link:
+        told = infos_of(link, subject).get(Info.BLOCK_SIZE, b"")
+    return len(told) == 12 and int.from_bytes(told[:4], "big") != 1
 
 
 def infos_of(link: Link, subject: Subject) -> dict[int, bytes]:

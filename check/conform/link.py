@@ -1,6 +1,7 @@
 """A connection as it is on the wire: what the rules say to a server, right or wrong, and what it answers.
 
-Every wait has an end: a server that says nothing within `LIMIT_S` has failed the rule, and never hangs the kit.
+Every wait has an end: a server that says nothing within `LIMIT_S`, or talks for more than `TALK_LIMIT_S` on one
+connection, has failed the rule, and never hangs the kit; and of what it says, not more is kept than `REPLY_MAX_BYTES`.
 
 Source:  NBD protocol, "Newstyle negotiation", "Transmission".
 Errors:  Failure, with what was awaited and what came.
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 import ssl
 import struct
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from check.conform.rule import Failure
+from check.conform.rule import Closed, Failure
 from impl.client.link import Deadline, Stream, open_socket
 from impl.client.tls import TlsStream
 from impl.client.uri import Target
+from impl.errors import PeerError
 from impl.nbd import wire
 from impl.nbd.constants import (
     BLOCK_PREFERRED_DEFAULT_BYTES,
@@ -43,11 +46,17 @@ from impl.nbd.constants import (
 from impl.tls import client_context
 
 LIMIT_S = 5.0
+TALK_LIMIT_S = 60.0
 SECTOR_BYTES = 512
 ERROR_CHUNK = 1 << 15
 REPLIES_MAX = 10_000
 RECEIVE_BYTES = 1 << 16
+PIECE_MAX_BYTES = 1 << 20
 REPLY_MAX_BYTES = 80 << 20
+
+
+class Unreachable(Failure):
+    """There is nobody."""
 
 
 class OptionAnswer(NamedTuple):
@@ -81,8 +90,12 @@ class Answer(NamedTuple):
 
 def contexts_in(answer: OptionAnswer) -> dict[str, int]:
     """The numbers of the contexts that are named."""
-    named = [(data[4:], data[:4]) for kind, data in answer.between if kind == OptionReply.META_CONTEXT]
-    return {name.decode("utf-8", "replace"): int.from_bytes(number, "big") for name, number in named}
+    told = [data for kind, data in answer.between if kind == OptionReply.META_CONTEXT]
+    try:
+        found = [wire.unpack_meta_context(data) for data in told]
+    except PeerError as error:
+        raise Failure(f"NBD_REP_META_CONTEXT: {error}") from None
+    return {context.name: context.id for context in found}
 
 
 def name_of(reply: int) -> str:
@@ -101,10 +114,13 @@ class Link:
         try:
             self._plain = open_socket(target, Deadline(LIMIT_S))
         except OSError as error:
-            raise Failure(f"the server cannot be connected to: {error}") from None
+            raise Unreachable(f"the server cannot be connected to: {error}") from None
         self._sock: Stream = self._plain
         self._sock.settimeout(LIMIT_S)
+        self._limit_s = LIMIT_S
+        self._ends_s = time.monotonic() + TALK_LIMIT_S
         self._no_zeroes = False
+        self.greeting_flags = 0
         self.is_structured = False
         self.is_extended = False
         self.contexts: dict[str, int] = {}
@@ -135,14 +151,18 @@ class Link:
         """So many bytes."""
         found = bytearray()
         while len(found) < count:
+            if time.monotonic() > self._ends_s:
+                raise Failure(
+                    f"no {what}: the server has been talking for {TALK_LIMIT_S:g} s, and has not come to an end"
+                )
             try:
-                piece = self._sock.recv(count - len(found))
+                piece = self._sock.recv(min(count - len(found), PIECE_MAX_BYTES))
             except TimeoutError:
-                raise Failure(f"no {what} within {LIMIT_S:g} s") from None
+                raise Failure(f"no {what} within {self._limit_s:g} s") from None
             except OSError as error:
-                raise Failure(f"no {what}: {error}") from None
+                raise Closed(f"no {what}: {error}") from None
             if not piece:
-                raise Failure(f"no {what}: the server closed the connection")
+                raise Closed(f"no {what}: the server closed the connection")
             found += piece
         return bytes(found)
 
@@ -163,14 +183,15 @@ class Link:
 
     def patience(self, limit_s: float) -> None:
         """How long to wait for anything, from here on."""
+        self._limit_s = limit_s
         self._sock.settimeout(limit_s)
 
     def drain(self) -> None:
-        """Whatever the server still says, until it closes the connection."""
+        """Whatever the server still says, until it closes the connection, or has said enough."""
+        ends_s = time.monotonic() + LIMIT_S
         with suppress(OSError):
-            for _ in range(REPLIES_MAX):
-                if not self._sock.recv(RECEIVE_BYTES):
-                    return
+            while self._sock.recv(RECEIVE_BYTES) and time.monotonic() < ends_s:
+                pass
 
     # The handshake.
 
@@ -179,6 +200,7 @@ class Link:
         init, magic, found = wire.GREETING.unpack(self.receive(wire.GREETING.size, "greeting"))
         if init != INIT_MAGIC or magic != OPTION_MAGIC:
             raise Failure(f"the greeting begins with {init:#x} {magic:#x}")
+        self.greeting_flags = int(found)
         if not found & HandshakeFlag.FIXED_NEWSTYLE:
             raise Failure(f"the server does not speak fixed newstyle: flags {found:#x}")
         no_zeroes = int(ClientFlag.NO_ZEROES)
@@ -194,6 +216,7 @@ class Link:
     def answer_to(self, option: int) -> OptionAnswer:
         """What is answered to an option."""
         between: list[tuple[int, bytes]] = []
+        total = 0
         for _ in range(REPLIES_MAX):
             header = self.receive(wire.OPTION_REPLY.size, f"reply to option {option}")
             magic, about, kind, length = wire.OPTION_REPLY.unpack(header)
@@ -201,8 +224,9 @@ class Link:
                 raise Failure(f"a reply to option {option} begins with {magic:#x}")
             if about != option:
                 raise Failure(f"a reply to option {option} says that it is to option {about}")
-            if length > REPLY_MAX_BYTES:
-                raise Failure(f"a reply to option {option} is {length} bytes long")
+            total += length
+            if total > REPLY_MAX_BYTES:
+                raise Failure(f"the replies to option {option} are more than {REPLY_MAX_BYTES} bytes long")
             data = self.receive(length, f"data of a reply to option {option}")
             if kind == OptionReply.ACK or is_error_reply(kind):
                 if kind == OptionReply.ACK and data:
@@ -218,10 +242,12 @@ class Link:
             self.shake_tls_hands()
         return answer
 
-    def shake_tls_hands(self) -> None:
-        """Everything from here on through TLS."""
+    def shake_tls_hands(self, newest: ssl.TLSVersion | None = None) -> None:
+        """Everything from here on through TLS, of no newer version than that."""
         tls = self._target.tls
         context = client_context(tls.certificates if tls else None, verify_peer=False)
+        if newest is not None:
+            context.maximum_version = newest
         try:
             self._sock = TlsStream(self._plain, context, "localhost", LIMIT_S, minds_ends=True)
         except OSError as error:
@@ -268,7 +294,9 @@ class Link:
             if kind == OptionReply.INFO and len(data) == 12 and data[:2] == b"\0\0":
                 self.size, self.flags = wire.INFO_EXPORT.unpack(data[2:])
             elif kind == OptionReply.INFO and len(data) == 14 and data[:2] == b"\0\3":
-                self.block_sizes = wire.BlockSizes(*wire.INFO_BLOCK_SIZE.unpack(data[2:]))
+                sizes = wire.BlockSizes(*wire.INFO_BLOCK_SIZE.unpack(data[2:]))
+                if not wire.wrong_block_sizes(sizes):  # else a rule says so, and the others go on without
+                    self.block_sizes = sizes
 
     # The transmission.
 
@@ -279,8 +307,13 @@ class Link:
 
     @property
     def sector(self) -> int:
-        """A small piece of the usual size that can be asked for."""
-        return max(SECTOR_BYTES, self.unit)
+        """A small piece that can be asked for: of the usual size, if there is so much."""
+        return max(min(SECTOR_BYTES, self.end), self.unit)
+
+    @property
+    def end(self) -> int:
+        """Where what can be asked for ends: a part of a smallest piece cannot."""
+        return self.size // self.unit * self.unit
 
     @property
     def can_write(self) -> bool:
@@ -328,8 +361,12 @@ class Link:
     def whole_answer(self, cookie: int) -> list[Answer]:
         """All messages of one answer, in order, if nobody else is answered between them."""
         found: list[Answer] = []
+        total = 0
         while not found or not found[-1].done:
             found.append(self.answer())
+            total += len(found[-1].payload)
+            if total > REPLY_MAX_BYTES:
+                raise Failure(f"an answer is more than {REPLY_MAX_BYTES} bytes long")
             if found[-1].cookie != cookie:
                 raise Failure(f"an answer has cookie {found[-1].cookie:#x}, expected {cookie:#x}")
             if len(found) > REPLIES_MAX:

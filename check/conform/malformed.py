@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from check.conform.rule import Failure, Need, add
+from check.conform.rule import Failure, Need, NotApplicable, add
 from check.conform.subject import Subject
-from check.conform.talk import chosen, read, told
+from check.conform.talk import as_wanted, chosen, read, takes_another, told
 from impl.nbd import wire
 from impl.nbd.constants import OPTION_MAGIC, ClientFlag, Command, Info, Option
 
@@ -84,19 +84,30 @@ def witness(subject: Subject) -> Iterator[Callable[[str], None]]:
 
 def say(subject: Subject, data: bytes) -> None:
     """All of it to a new connection, hear what comes of it, and hang up."""
-    with subject.link() as link, suppress(Failure):
+    with subject.link() as link:
+        if subject.target.tls is None:
+            link.receive(wire.GREETING.size, "greeting")
+        else:
+            link.greet()
+            as_wanted(link, subject)
+            data = data[len(FLAGS) :]
         link.patience(WAIT_S)
-        link.receive(wire.GREETING.size, "greeting")
-        link.send(data)
+        with suppress(Failure):
+            link.send(data)
         link.drain()
 
 
 def check_inputs(subject: Subject, inputs: Callable[[Subject], Iterator[tuple[str, bytes]]]) -> None:
     """The witness is served after each input."""
+    if not takes_another(subject):
+        raise NotApplicable("the server takes one connection at a time")
     with witness(subject) as look:
         for what, data in inputs(subject):
             subject.settings.say(what)
-            say(subject, data)
+            try:
+                say(subject, data)
+            except Failure as failure:
+                raise Failure(f"before {what}: a new connection is not served: {failure}") from None
             look(f"after {what}")
 
 

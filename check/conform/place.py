@@ -20,6 +20,7 @@ from pathlib import Path
 
 from check.conform.disk import Disk, Upstreams
 from check.conform.link import Link
+from check.conform.rule import Failure
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 from impl.sizes import quoted
@@ -27,6 +28,7 @@ from impl.sizes import quoted
 START_LIMIT_S = 10.0
 END_LIMIT_S = 5.0
 POLL_S = 0.002
+ENDING_S = 0.2  # how long a server that crashes takes to be gone
 SOCKET, BASE, BASE_URI, OVERLAY, PIDFILE = "unixsocket", "base", "baseuri", "overlay", "pidfile"
 
 
@@ -43,8 +45,7 @@ class Place:
         if not names(command, SOCKET):
             raise UsageError(f"--start {quoted(command)}: expected ${SOCKET} where the server is told to listen")
         self._folder = Path(tempfile.mkdtemp(prefix="conform-"))
-        self._log, self._pidfile = self._folder / "log", self._folder / "pid"
-        self._is_daemon = names(command, PIDFILE)
+        self._log = self._folder / "log"
         self.target = replace(wanted, path=str(self._folder / "s"))
         self._command = command
         try:
@@ -56,7 +57,7 @@ class Place:
     def _values(self, disk: Disk, upstreams: Upstreams) -> dict[str, str]:
         """Of the shell's variables; a disk is made only if the command names it."""
         found = {SOCKET: self.target.path, OVERLAY: str(self._folder / "overlay"), "TMPDIR": str(self._folder)}
-        found[PIDFILE] = str(self._pidfile)
+        found[PIDFILE] = str(self._folder / "pid")
         if names(self._command, BASE_URI):
             found[BASE_URI] = upstreams.uri(disk)
         if names(self._command, BASE):
@@ -67,7 +68,10 @@ class Place:
 
     @contextmanager
     def running(self, *, is_killed: bool = False) -> Iterator[None]:
-        """From when the server listens until it has gone with all its children; `is_killed` without a warning."""
+        """From when the server listens until it has gone with all its children; `is_killed` without a warning.
+
+        A Failure that is raised meanwhile says, too, if the server has ended by itself.
+        """
         Path(self.target.path).unlink(missing_ok=True)
         with self._log.open("wb") as said:
             process = subprocess.Popen(
@@ -82,6 +86,10 @@ class Place:
         try:
             self._wait_until_it_listens(process)
             yield
+        except Failure as failure:
+            if self._has_ended(process, ENDING_S):
+                raise Failure(f"{failure}\nthe server has ended: {self.said() or 'it said nothing'}") from None
+            raise
         finally:
             self._end(process, is_killed)
 
@@ -95,57 +103,53 @@ class Place:
 
     def _wait_until_it_listens(self, process: subprocess.Popen[bytes]) -> None:
         deadline_s = time.monotonic() + START_LIMIT_S
+        why = "does not listen"
         while True:
-            with suppress(Exception):
+            try:
                 with Link(self.target) as link:
+                    why = "listens, but does not greet"
+                    link.patience(max(POLL_S, deadline_s - time.monotonic()))
                     link.receive(1, "greeting")
                     return
-            has_ended = process.poll() is not None and not (self._is_daemon and process.returncode == 0)
-            if has_ended or time.monotonic() > deadline_s:
+            except Failure:
+                pass
+            if self._has_ended(process, 0) or time.monotonic() > deadline_s:
                 told = self.said() or "it said nothing"
-                raise StartError(f"the server that was to be started does not listen: {told}")
+                raise StartError(f"the server that was to be started {why}: {told}")
             time.sleep(POLL_S)
 
+    def _has_ended(self, process: subprocess.Popen[bytes], patience_s: float) -> bool:
+        """Whether nothing of it is left, be it in the background or not."""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+        return process.poll() is not None and not self._left()
+
+    def _left(self) -> list[int]:
+        """The processes that were started here: they have the socket's name in their environment (proc(5))."""
+        mark = f"{SOCKET}={self.target.path}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        found.append(int(entry.name))
+        return found
+
     def _end(self, process: subprocess.Popen[bytes], is_killed: bool) -> None:
-        """The whole group, for a shell may stand between; and who has left it, and says where it is."""
-        for number in (signal.SIGKILL,) if is_killed else (signal.SIGTERM, signal.SIGKILL):
-            daemon = self._daemon()
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            if daemon is not None:
-                with suppress(ProcessLookupError):
-                    os.kill(daemon, number)
-            if _have_ended(process, daemon):
-                break
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        self._pidfile.unlink(missing_ok=True)
-
-    def _daemon(self) -> int | None:
-        """The number of a server that has gone into the background."""
+        """All of them, for a shell may stand between, or the server be in the background; at last without asking."""
         try:
-            return int(self._pidfile.read_text())
-        except (OSError, ValueError):
-            return None
+            if not is_killed:
+                self._signal(process, signal.SIGTERM)
+                deadline_s = time.monotonic() + END_LIMIT_S
+                while not self._has_ended(process, POLL_S) and time.monotonic() < deadline_s:
+                    pass
+        finally:
+            self._signal(process, signal.SIGKILL)
+            process.wait()
 
-
-def _have_ended(process: subprocess.Popen[bytes], daemon: int | None) -> bool:
-    """Within the time that they have for it."""
-    deadline_s = time.monotonic() + END_LIMIT_S
-    try:
-        process.wait(END_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return False
-    while daemon is not None and _is_alive(daemon):
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(POLL_S)
-    return True
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether it is there, and not only waits for a parent who asks what became of it (proc(5), /proc/pid/stat)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    def _signal(self, process: subprocess.Popen[bytes], number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        for pid in self._left():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)

@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, says in OPTIONS.items():
         group.addoption(f"--{name.replace('_', '-')}", dest=name, help=says)
         parser.addini(name, says)
+    group.addoption(
+        "--nbd-tls", action="store_true", help="with nbd_start: speak TLS, also where rules are not about it"
+    )
     group.addoption("--nbd-quick", action="store_true", help="try less of what takes long")
     group.addoption("--nbd-strict", action="store_true", help="a SHOULD that is not done fails, too")
 
@@ -49,6 +52,8 @@ def _told(config: pytest.Config, name: str) -> str:
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test for each rule, behind all others, if there is a server to try."""
     if not (_told(config, "nbd_start") or _told(config, "nbd_uri")):
+        return
+    if any("::" in argument for argument in config.args):  # a test was asked for by its name
         return
     from check.conform.run import chosen  # noqa: PLC0415 - only those who want it should wait for it
     from impl.errors import StartError, UsageError  # noqa: PLC0415
@@ -69,7 +74,7 @@ def _subject(config: pytest.Config) -> AbstractContextManager[Subject]:
     from check.conform.rule import CLAIMS  # noqa: PLC0415
     from check.conform.run import subject_of  # noqa: PLC0415
     from check.conform.subject import Settings  # noqa: PLC0415
-    from impl.client.uri import Target  # noqa: PLC0415
+    from impl.client.uri import Target, Tls  # noqa: PLC0415
     from impl.errors import UsageError  # noqa: PLC0415
 
     claims = frozenset(_told(config, "nbd_claim").split())
@@ -77,7 +82,8 @@ def _subject(config: pytest.Config) -> AbstractContextManager[Subject]:
         raise UsageError(f"nbd_claim: expected some of {', '.join(CLAIMS)}, found {' '.join(sorted(claims))}")
     settings = Settings(quick=config.getoption("nbd_quick"), claims=claims)
     uri, command = _told(config, "nbd_uri") or None, _told(config, "nbd_start") or None
-    return subject_of(uri, command, Target(_told(config, "nbd_export")), settings)
+    secure = Tls(verify_peer=False) if config.getoption("nbd_tls") else None
+    return subject_of(uri, command, Target(_told(config, "nbd_export"), tls=secure), settings)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

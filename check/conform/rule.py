@@ -18,6 +18,10 @@ class Failure(Exception):
     """The server does not do what the rule says: what it does instead."""
 
 
+class Closed(Failure):
+    """The server closed the connection, as it may where a client has broken a MUST of its own."""
+
+
 class NotOffered(Exception):
     """The server does not have what the rule is about, and need not."""
 

@@ -7,6 +7,7 @@ Errors:  StartError, when a server cannot be started at all. Whatever goes wrong
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from check.conform import (
     transmission,
 )
 from check.conform.rule import RULES, Failure, NotApplicable, NotOffered, Rule, Verdict
-from check.conform.subject import Settings, Subject, started, there
+from check.conform.subject import Settings, Subject, probe, started, there
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 
@@ -61,6 +62,9 @@ GROUPS = (
 )
 # Their rules start servers as they need them.
 WITH_THEIR_OWN = ("semantics", "concurrency", "durability")
+
+
+log = logging.getLogger("cowproof.conform")
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
         return Verdict.FAIL, str(error)
     except OSError as error:  # of our own client: it hangs up on what it does not believe
         return Verdict.FAIL, str(error) or repr(error)
+    except Exception as error:  # all other rules shall still be tried
+        log.exception("rule %s", rule.name)
+        return Verdict.NOT_APPLICABLE, f"the kit itself has failed, by what the server says or by a mistake: {error!r}"
     return Verdict.PASS, ""
 
 
@@ -127,7 +134,9 @@ def subject_of(uri: str | None, command: str | None, wanted: Target, settings: S
     if (uri is None) == (command is None):
         raise UsageError("expected a URI, or --start 'COMMAND with $unixsocket', and not both")
     if uri is not None:
-        yield there(uri, settings)
+        subject = there(uri, settings)
+        probe(subject)
+        yield subject
     else:
         assert command is not None
         with started(command, wanted, settings) as subject:
@@ -140,7 +149,7 @@ def subject_of(uri: str | None, command: str | None, wanted: Target, settings: S
 def line(result: Result) -> str:
     """One result, for people."""
     told = f"{result.verdict.value:14}  {result.rule.name:36}  {result.rule.need.value:6}  {result.rule.section}"
-    return "\n                ".join([told, *result.detail.splitlines()])
+    return "\n                ".join([told, *map(printable, result.detail.splitlines())])
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -184,13 +193,13 @@ def as_junit(results: Sequence[Result], where: str) -> str:
         )
         if result.verdict is Verdict.FAIL:
             first, *_ = result.detail.splitlines() or [""]
-            shown = ElementTree.SubElement(case, "failure", message=_printable(first))
-            shown.text = "\n".join([result.rule.says, *map(_printable, result.detail.splitlines())])
+            shown = ElementTree.SubElement(case, "failure", message=printable(first))
+            shown.text = "\n".join([result.rule.says, *map(printable, result.detail.splitlines())])
         elif result.verdict is not Verdict.PASS:
-            ElementTree.SubElement(case, "skipped", message=_printable(f"{result.verdict.value}: {result.detail}"))
+            ElementTree.SubElement(case, "skipped", message=printable(f"{result.verdict.value}: {result.detail}"))
     return ElementTree.tostring(suite, encoding="unicode")
 
 
-def _printable(text: str) -> str:
-    """XML has no room for control characters, which a server may have said."""
+def printable(text: str) -> str:
+    """Neither XML nor a terminal has room for control characters, which a server may have said."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 
 from check.conform.disk import Disk, base_bytes
-from check.conform.rule import Failure, Need, NotOffered, add
+from check.conform.rule import Failure, Need, NotApplicable, NotOffered, add
 from check.conform.subject import Subject
 from check.conform.talk import NEEDED
-from check.conform.vectors import SECTOR, SECTORS_SIZE, SIZE, vectors
+from check.conform.vectors import PAGES_SIZE, SECTORS_SIZE, SIZE, read_only_vectors, vectors
 from impl.client import Client, NbdError
 from impl.nbd.constants import Command, CommandFlag, TransmissionFlag, os_errno
 from impl.nbd.reply_reader import Reply
@@ -29,7 +29,13 @@ COMMANDS = {
 FLAGS_NEEDED = {"FUA": TransmissionFlag.SEND_FUA, "FAST_ZERO": TransmissionFlag.SEND_FAST_ZERO}
 QUICK_STEP = 10
 REFUSALS = "refusals"
-ERRORS = {"EINVAL": errno.EINVAL, "ENOSPC": errno.ENOSPC, "ENOTSUP": errno.ENOTSUP, "EPERM": errno.EPERM}
+ERRORS = {
+    "EIO": errno.EIO,
+    "EINVAL": errno.EINVAL,
+    "ENOSPC": errno.ENOSPC,
+    "ENOTSUP": errno.ENOTSUP,
+    "EPERM": errno.EPERM,
+}
 SAYS = {
     "read": "A read returns what was written last, zeroes where zeroes were, and else the base",
     "write": "A write changes the bytes of its range, and no other",
@@ -58,33 +64,46 @@ def check_vectors(subject: Subject, kind: str) -> None:
     chosen = by_rule(size)[kind][:: QUICK_STEP if subject.settings.quick else 1]
     for number, vector in enumerate(chosen):
         subject.settings.say(f"{number} of {len(chosen)}")
-        try:
-            with subject.fresh(Disk(size)) as server, server.client() as client:
-                if not _is_offered(client, vector):
-                    continue
-                offered += 1
-                _play(client, vector, size)
-        except OSError as error:
-            raise Failure(f"{vector['name']}: {error or type(error).__name__}") from None
+        with subject.fresh(Disk(size)) as server:
+            try:
+                with server.client() as client:
+                    if _is_offered(client, vector):
+                        offered += 1
+                        _play(client, vector, size)
+            except OSError as error:
+                raise Failure(f"{vector['name']}: {error or type(error).__name__}") from None
     if not offered:
         raise NotOffered(f"no {kind.upper()}")
 
 
 def size_for(subject: Subject) -> int:
-    """Of which size the disk has to be: some servers serve whole sectors only."""
-    with subject.fresh(Disk(SIZE)) as server, server.client() as client:
-        if client.size == SIZE:
-            return SIZE
-        if not 0 <= client.size - SIZE < SECTOR:
-            raise Failure(f"the device has {client.size} bytes, its base {SIZE}")
-    return SECTORS_SIZE
+    """Of which size the disk has to be: some servers serve whole sectors only, or pages."""
+    subject.needs_its_disk()
+    for size in (SIZE, SECTORS_SIZE, PAGES_SIZE):
+        with subject.fresh(Disk(size)) as server, server.client() as client:
+            if client.size == size and size % client.block_min == 0:
+                return size
+            told = f"the device has {client.size} bytes, its base {size}; the smallest block is {client.block_min}"
+    raise NotApplicable(told)
 
 
-def _is_offered(client: Client, vector: Json) -> bool:
-    return all(_offers(client, request) for request in _requests(vector))
+def check_read_only(subject: Subject) -> None:
+    """Play the vectors of a disk that nobody may write to."""
+    size = size_for(subject)
+    for vector in read_only_vectors(size):
+        with subject.fresh(Disk(size)) as server, server.client() as client:
+            if not client.read_only:
+                raise NotOffered("the export can be written to")
+            if _is_offered(client, vector, is_refused=True):
+                _play(client, vector, size)
 
 
-def _offers(client: Client, request: Json) -> bool:
+def _is_offered(client: Client, vector: Json, *, is_refused: bool = False) -> bool:
+    """Whether all its requests may be made; `is_refused`: a write, too, where it is refused."""
+    return all(_offers(client, request, is_refused) for request in _requests(vector))
+
+
+def _offers(client: Client, request: Json, is_refused: bool) -> bool:
     command = COMMANDS[str(request["command"])]
     place = _number(request.get("offset", 0)) | _number(request.get("length", 0))
     if place % client.block_min:
@@ -93,7 +112,7 @@ def _offers(client: Client, request: Json) -> bool:
     needed = [*flags, *([NEEDED[command]] if command in NEEDED else [])]
     if command == Command.BLOCK_STATUS and not client.can_block_status:
         return False
-    if command == Command.WRITE and client.read_only:
+    if command == Command.WRITE and client.read_only and not is_refused:
         return False
     return all(client.flags & flag for flag in needed)
 
@@ -227,4 +246,11 @@ add(
     "Error values; Request types",
     "What is beyond the end, or of no bytes, is answered as it should be, and changes nothing",
     partial(check_vectors, kind=REFUSALS),
+)
+add(
+    "semantics/read-only",
+    Need.MUST,
+    "NBD_FLAG_READ_ONLY",
+    "A read-only disk is read as it is, and whatever would change it is an error",
+    check_read_only,
 )

@@ -9,7 +9,7 @@ from check.conform.talk import ask, chosen, commands_of, read, still_served, tol
 from impl.nbd.constants import MAX_PAYLOAD_BYTES, UINT32_MAX, Command, ErrorValue
 
 SHOULD = Need.SHOULD
-LARGE_DISK = Disk(72 << 20, True)
+LARGE_DISK = Disk(MAX_PAYLOAD_BYTES, True)
 
 
 @rule("transmission/zero-length", SHOULD, "NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES")
@@ -38,7 +38,7 @@ def unaligned(subject: Subject) -> None:
 def large_payload(subject: Subject) -> None:
     """A write of 32 MiB, wherever it would end, does not end the connection."""
     with chosen(subject, writes=True) as link:
-        link.write(7, link.size // link.unit * link.unit, bytes(MAX_PAYLOAD_BYTES))
+        link.write(7, link.end, bytes(MAX_PAYLOAD_BYTES))
         if not link.error_of(7):
             raise Failure("a write of 32 MiB at the end succeeds")
         still_served(link)
@@ -56,10 +56,10 @@ def large_effect(subject: Subject) -> None:
 
 @rule("transmission/maximum-payload", SHOULD, "Size constraints; NBD_INFO_BLOCK_SIZE")
 def maximum_payload(subject: Subject) -> None:
-    """A read of the maximum payload size that is advertised succeeds, or of more than 64 MiB, if that is less."""
+    """A read of the maximum payload size that is advertised succeeds, or of 32 MiB, if that is less."""
     with subject.fresh(LARGE_DISK) as server, chosen(server, structured=True) as link:
-        length = min(link.block_sizes.maximum, LARGE_DISK.size) // link.unit * link.unit
+        maximum = link.block_sizes.maximum
+        length = min(maximum, MAX_PAYLOAD_BYTES, link.end) // link.unit * link.unit
         error, _ = read(link, 7, 0, length)
         if error:
-            maximum = link.block_sizes.maximum
             raise Failure(f"a read of {length} bytes: {told(error)}; the maximum payload size is said to be {maximum}")

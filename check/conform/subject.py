@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from check.conform.disk import VECTORS, Disk, Upstreams
-from check.conform.link import Link
-from check.conform.place import BASE_URI, Place, names
-from check.conform.rule import NotApplicable
+from check.conform.link import Link, Unreachable
+from check.conform.place import BASE, BASE_URI, Place, names
+from check.conform.rule import Failure, NotApplicable
 from impl.client import Client, connect
 from impl.client.uri import Target, parse
+from impl.errors import StartError
+from impl.nbd.constants import Option, OptionReply
 
 ANSWER_S = 10.0
 
@@ -88,6 +90,11 @@ class Subject:
             with self.fresh() as subject:
                 yield subject
 
+    def needs_its_disk(self) -> None:
+        """NotApplicable unless a fresh server is over the disk that it is asked to be over."""
+        if self.command is not None and not (names(self.command, BASE) or names(self.command, BASE_URI)):
+            raise NotApplicable("it needs a server of a disk that it is told of: $base or $baseuri in the command")
+
     @property
     def has_slow_disks(self) -> bool:
         """Whether what lies under a fresh one is as slow as it is asked to be."""
@@ -99,6 +106,23 @@ def there(uri: str, settings: Settings | None = None) -> Subject:
     return Subject(parse(uri), settings=settings or Settings())
 
 
+def probe(subject: Subject) -> None:
+    """Whether there is anybody, and TLS is spoken if and only if that is wanted; StartError says what to do."""
+    try:
+        with subject.link() as link:
+            link.greet()
+            answer = link.option(Option.LIST)
+            speaks = answer.final == OptionReply.ERR_TLS_REQD or link.option(Option.STARTTLS).granted
+            if answer.final == OptionReply.ERR_TLS_REQD and subject.target.tls is None:
+                raise StartError("the server requires TLS: speak it, with --tls, or nbds:// in the URI")
+            if subject.target.tls is not None and not speaks:
+                raise StartError("the server has no TLS: leave --tls out, or write nbd:// in the URI")
+    except Unreachable as failure:
+        raise StartError(f"{subject.target.uri}: {failure}") from None
+    except Failure:
+        return  # which is for the rules to tell
+
+
 @contextmanager
 def started(command: str, wanted: Target | None = None, settings: Settings | None = None) -> Iterator[Subject]:
     """Servers of one's own, as they are needed; StartError if there cannot be one.
@@ -108,6 +132,6 @@ def started(command: str, wanted: Target | None = None, settings: Settings | Non
     settings = settings or Settings()
     with settings.upstreams:
         subject = Subject(wanted or Target(), command, settings)
-        with subject.fresh():
-            pass
+        with subject.fresh() as first:
+            probe(first)
         yield subject

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from check.conform.link import Link
-from check.conform.rule import Failure, NotOffered
+from check.conform.link import DATA, Link
+from check.conform.rule import Failure, NotApplicable, NotOffered
 from check.conform.subject import Subject
 from impl.nbd.constants import Command, ErrorValue, Option, OptionReply, TransmissionFlag
 
@@ -59,6 +59,8 @@ def chosen(
         if contexts and (not link.select(*contexts).granted or set(contexts) - set(link.contexts)):
             raise NotOffered(f"no context {' and '.join(sorted(set(contexts) - set(link.contexts)))}")
         link.enter(subject.target.export)
+        if not link.end:
+            raise NotApplicable(f"the export has {link.size} bytes")
         if writes and not link.can_write:
             raise NotOffered("the export is read-only")
         yield link
@@ -90,10 +92,30 @@ def read(link: Link, cookie: int, offset: int, length: int, flags: int = 0) -> t
         return 0, link.receive(length, "data of a simple reply")
     found = bytearray(length)
     for part in parts:
-        if part.chunk_type == 1:
-            at = int.from_bytes(part.payload[:8], "big") - offset
-            found[at : at + len(part.payload) - 8] = part.payload[8:]
+        if part.chunk_type == DATA:
+            at, count = int.from_bytes(part.payload[:8], "big") - offset, len(part.payload) - 8
+            if at < 0 or count < 1 or at + count > length:
+                raise Failure(f"a read of [{offset}, +{length}) is answered with data of [{offset + at}, +{count})")
+            found[at : at + count] = part.payload[8:]
     return 0, bytes(found)
+
+
+def readable(link: Link, cookie: int, offset: int, length: int, flags: int = 0) -> bytes:
+    """What a read has found; NotApplicable where the disk has an error."""
+    error, found = read(link, cookie, offset, length, flags)
+    if error:
+        raise NotApplicable(f"a read of [{offset}, +{length}): {told(error)}")
+    return found
+
+
+def takes_another(subject: Subject) -> bool:
+    """Whether a second connection is served beside one that is open."""
+    with chosen(subject):
+        try:
+            with chosen(subject):
+                return True
+        except Failure:
+            return False
 
 
 def told(error: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from check.conform.handshake import UNKNOWN_OPTION
 from check.conform.link import Link, name_of
 from check.conform.rule import Failure, Need, NotOffered, rule
@@ -35,7 +37,7 @@ def not_there(subject: Subject) -> None:
                 raise Failure(f"option {option}: NBD_REP_ERR_TLS_REQD, though there is no TLS")
 
 
-def secured(link: Link) -> None:
+def secured(link: Link, newest: ssl.TLSVersion | None = None) -> None:
     """TLS from here on; NotOffered if the server has none. One that does not even say so breaks `tls/not-there`."""
     try:
         answer = link.option(Option.STARTTLS)
@@ -43,7 +45,7 @@ def secured(link: Link) -> None:
         raise NotOffered(f"no TLS: {failure}") from None
     if not answer.granted:
         raise NotOffered(f"no TLS: {answer.told}")
-    link.shake_tls_hands()
+    link.shake_tls_hands(newest)
 
 
 @rule("tls/upgrade", MUST, "NBD_OPT_STARTTLS; TLS versions")
@@ -52,6 +54,14 @@ def upgrade(subject: Subject) -> None:
     with greeted(subject, in_the_clear=True) as link:
         secured(link)
         still_in_step(link)
+
+
+@rule("tls/version", MUST, "TLS versions")
+def version(subject: Subject) -> None:
+    """TLS 1.2 is supported."""
+    with greeted(subject, in_the_clear=True) as link:
+        secured(link, ssl.TLSVersion.TLSv1_2)
+        link.option(Option.STRUCTURED_REPLY)
 
 
 @rule("tls/twice", MUST, "FORCEDTLS mode; SELECTIVETLS mode")

@@ -33,7 +33,7 @@ BLOCK = 4096
 # Four blocks, and one that is short: of an odd size; and of two sectors, for servers that know nothing less.
 SIZE = 4 * BLOCK + 1001
 SECTORS_SIZE = 4 * BLOCK + 1024
-SECTOR = 512
+PAGES_SIZE = 5 * BLOCK
 BASE_RULE = "byte i is 1 + i % 251"
 STATES = "NAT"  # as `State` numbers them: not allocated, allocated, trimmed
 ERRNO = {
@@ -283,6 +283,9 @@ def others(request: Request, reply: model.Reply) -> list[dict[str, object]]:
         return [{"legal_extents": request.length}]  # "a server MAY always safely report a status of 0"
     if isinstance(request, Zero) and request.fast:
         return [{"error": "ENOTSUP"}]
+    if isinstance(request, Cache):  # "even if the command has no effect or always fails with NBD_EINVAL"
+        unspecified: list[dict[str, object]] = [] if request.length else [{"unspecified": True}]
+        return [{"error": "EINVAL"}, *unspecified]
     if not isinstance(request, Flush) and not request.length:
         return [{"unspecified": True}]  # "the behavior of a server on such a request is unspecified"
     return []
