@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from check.conform.handshake import NO_SUCH_EXPORT
 from check.conform.link import Answer, Link, OptionAnswer, contexts_in
-from check.conform.rule import Closed, Failure, Need, NotOffered, rule
+from check.conform.rule import Closed, Failure, Need, NotApplicable, NotOffered, rule
 from check.conform.subject import Subject
 from check.conform.talk import chosen, greeted, read, still_in_step, still_served, told
 from impl.nbd import wire
@@ -165,6 +165,8 @@ def extents(subject: Subject) -> None:
         if not link.contexts:
             raise NotOffered("no metadata contexts")
         link.enter(subject.target.export)
+        if not link.end:
+            raise NotApplicable(f"the export has {link.size} bytes")
         length = _make_pieces(link)
         for start in {0, min(link.sector, length - link.unit)}:
             for extents in status_of(link, start, length - start):

@@ -46,7 +46,7 @@ from impl.nbd.constants import (
 from impl.tls import client_context
 
 LIMIT_S = 5.0
-TALK_LIMIT_S = 60.0
+TALK_LIMIT_S = 20.0
 SECTOR_BYTES = 512
 ERROR_CHUNK = 1 << 15
 REPLIES_MAX = 10_000

@@ -28,7 +28,7 @@ from impl.sizes import quoted
 START_LIMIT_S = 10.0
 END_LIMIT_S = 5.0
 POLL_S = 0.002
-ENDING_S = 0.2  # how long a server that crashes takes to be gone
+ENDING_S = 0.5  # how long a server that crashes takes to be gone
 SOCKET, BASE, BASE_URI, OVERLAY, PIDFILE = "unixsocket", "base", "baseuri", "overlay", "pidfile"
 
 
