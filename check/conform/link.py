@@ -152,9 +152,7 @@ class Link:
         found = bytearray()
         while len(found) < count:
             if time.monotonic() > self._ends_s:
-                raise Failure(
-                    f"no {what}: the server has been talking for {TALK_LIMIT_S:g} s, and has not come to an end"
-                )
+                raise Failure(f"no {what}: the server has been talking for {TALK_LIMIT_S:g} s, and comes to no end")
             try:
                 piece = self._sock.recv(min(count - len(found), PIECE_MAX_BYTES))
             except TimeoutError:
