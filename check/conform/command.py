@@ -35,7 +35,7 @@ The command is told where to listen, and what to serve, by variables of its shel
   $base        a disk, as a file
   $baseuri     the same disk over NBD, and slow where that matters: so races show that a file hides
   $overlay     a file that is not there yet, and is kept when the server is started again: for what is written
-  $pidfile     where a server that goes into the background has to write its number
+  $pidfile     for a server that wants to write its number; one that goes into the background is found without
 
 \b
 Examples:
@@ -74,7 +74,11 @@ Exit status:
     help="What the server is said to do beyond the protocol: what takes effect at an instant, or that what is written "
     "outlives it; may be repeated.",
 )
-@click.option("--quick", is_flag=True, help="Try less of what takes long: a tenth of the vectors, a part of the races.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Try less of what takes long, and find less: a tenth of the vectors, a part of the races.",
+)
 @click.option("--keep", type=click.Path(), metavar="FOLDER", help="Keep histories that show a failure.")
 @click.option("--list", "lists", is_flag=True, help="Show the rules, and do nothing.")
 @click.option("--json", "json_file", type=click.Path(), metavar="FILE", help="Write the results as JSON, too.")
