@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def run_pytest(folder, *arguments):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
+
+
+def test_pytest_does_not_find_it_by_itself():
+    """Or it would rewrite the assertions of all that we ship, and what is tried would not be what is shipped."""
+    ours = [entry.value for entry in entry_points(group="pytest11") if entry.value.startswith("check.")]
+    assert ours == []
 
 
 def test_without_a_server_it_does_nothing(tmp_path):

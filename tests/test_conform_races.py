@@ -32,11 +32,6 @@ def overlay(rule, **options):
     return register
 
 
-@overlay("concurrency/write")
-class MergesWithWhatWasThere(mutants.NoSecondLookAtWrites):
-    """Stores the block that it has read, and what was written to it meanwhile is gone."""
-
-
 @overlay("concurrency/read", copy_on_read=lambda: True)
 class KeepsWhatItReads(mutants.NoSecondLookAtCopies):
     """Copy-on-read, over what was written meanwhile."""
@@ -55,13 +50,23 @@ class ForgetsMeanwhile(Overlay):
             self.states.fill(block, block + 1, NOT_ALLOCATED)
 
 
+@overlay("concurrency/write")
+class WritesAndForgets(ForgetsMeanwhile):
+    """Stores the block that it has read, and what was done to it meanwhile is gone."""
+
+    def write(self, offset, data, fetched=None):
+        if offset % BLOCK_BYTES == PART[0]:  # not where it is the other one of a pair
+            self.forget(fetched)
+        super().write(offset, data, fetched)
+
+
 @overlay("concurrency/zero")
 class ZeroesAndForgets(ForgetsMeanwhile):
     def trim(self, offset, length, fetched=None):
         Overlay.zero(self, offset, length, fetched=fetched)
 
     def zero(self, offset, length, no_hole=False, fast=False, fetched=None):
-        if offset == PART[0]:
+        if offset % BLOCK_BYTES == PART[0]:
             self.forget(fetched)
         super().zero(offset, length, no_hole, fast, fetched)
 

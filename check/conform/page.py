@@ -38,7 +38,7 @@ serve.
     cowproof conform --start 'exec mynbd -u $unixsocket --backing $baseuri'   # overlays: races need a slow base
     cowproof conform --start "$nbd" --claim persistent --claim sector        # more than the protocol asks for
     cowproof conform nbd://localhost                    # what listens on TCP, and may be written over
-    pytest --nbd-start "$nbd"                           # each rule as a test; or nbd_start = ... in pyproject.toml
+    pytest -p check.conform.pytest_plugin --nbd-start "$nbd"   # each rule as a test; or nbd_start in pyproject.toml
 
 `$base` is a file of 17,385 bytes, sometimes more, that nobody minds being written to; `$baseuri` is the same disk
 over NBD. With `$overlay`, a file that is kept when the server is started again, and `$base` itself, writes are looked

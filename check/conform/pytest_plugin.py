@@ -1,10 +1,17 @@
 """A pytest plugin: every rule is a test, of the server that the options or the project's settings name.
 
-With cowproof installed, pytest has it: `pytest --nbd-start 'exec ./server -U $unixsocket $base'`, or once for all in
-pyproject.toml, `[tool.pytest.ini_options]`, `nbd_start = "..."`. What is not offered is skipped; a SHOULD that is not
-done is an expected failure, unless --nbd-strict.
+`pytest -p check.conform.pytest_plugin --nbd-start 'exec ./server -U $unixsocket $base'`, or once for all in
+pyproject.toml:
 
-Source:  pytest, "Writing plugins", "Working with non-python tests".
+    [tool.pytest.ini_options]
+    addopts = "-p check.conform.pytest_plugin"
+    nbd_start = "exec ./server -U $unixsocket $base"
+
+What is not offered is skipped; a SHOULD that is not done is an expected failure, unless --nbd-strict.
+
+It is no plugin that pytest finds by itself: of those, pytest rewrites the assertions of the whole package.
+
+Source:  pytest, "Writing plugins", "Assertion Rewriting", "Working with non-python tests".
 """
 
 from __future__ import annotations
