@@ -80,18 +80,17 @@ class TrimsAndForgets(ForgetsMeanwhile):
 
 @overlay("concurrency/zero-trim")
 class BringsBackWhatWasTrimmed(Overlay):
-    trimmed = False
+    def trimmed(self):
+        """The blocks that were; an overlay is copied for each request, its base is not."""
+        return vars(self.base).setdefault("trimmed", set())
 
     def trim(self, offset, length, fetched=None):
         super().trim(offset, length, fetched)
-        BringsBackWhatWasTrimmed.trimmed |= length == BLOCK_BYTES
-
-    def zero(self, offset, length, no_hole=False, fast=False, fetched=None):
-        super().zero(offset, length, no_hole, fast, fetched)
-        BringsBackWhatWasTrimmed.trimmed = False
+        if length == BLOCK_BYTES:
+            self.trimmed().add(offset // BLOCK_BYTES)
 
     def _kept_part(self, block, fetched, from_, to):
-        if self.trimmed and block in fetched:
+        if block in fetched and block in self.trimmed():
             return memoryview(fetched[block])[from_:to]
         return super()._kept_part(block, fetched, from_, to)
 

@@ -87,7 +87,7 @@ def check_pairs(subject: Subject, first: Sequence[Action], second: Sequence[Acti
     disk = Disk((len(races) * tries + 1) * BLOCK_BYTES, True, LATENCY_MS, JITTER_MS)
     with subject.fresh(disk) as server:
         _is_whole(server, disk)
-        possible = [action for action in {*first, *second} if _works(server, action)]
+        possible = [action for action in dict.fromkeys([*first, *second]) if _works(server, action)]
         found = list(_play_all(server, races, tries, lost, possible))
     if not found:
         raise NotOffered("the server has no such requests, or nothing that would change anything")
