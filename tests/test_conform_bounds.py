@@ -138,6 +138,7 @@ def stopped_amid(short_path, number, *arguments):
     ends = time.monotonic() + SOON_S
     while not list(short_path.glob("conform-*/s")) and time.monotonic() < ends:
         time.sleep(0.01)
+    assert list(short_path.glob("conform-*/s")), "it has not begun"
     kit.send_signal(number)
     return kit.wait(SOON_S)
 
