@@ -11,6 +11,7 @@ Errors:  Missing where Java or the package is not installed, or the program is a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,10 @@ WALL_LIMIT_S = 600.0
 JAVA_OPTIONS = ("-XX:+UseSerialGC", "-Xmx1g", "-XX:-UsePerfData")
 # A run of seconds is over before what Java's second compiler does could pay.
 QUICK = ("-XX:TieredStopAtLevel=1",)
+# What Java is given, as it was when this was loaded. A child that is given nothing reads its parent's own table between
+# vfork and execve, and fails with EFAULT if another thread changes a variable just then: runs go on in threads, and
+# pytest sets one for each phase of each test.
+ENVIRONMENT = dict(os.environ)
 
 COMPLETED = "Model checking completed. No error has been found."
 ERROR = re.compile(r"^Error: (.*)$", re.MULTILINE)
@@ -87,7 +92,15 @@ def run(config: Config, folder: Path = SPECS, *, quick: bool = True, limit_s: fl
             *("-config", f"{config.name}.cfg", f"{config.module}.tla"),
         ]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit_s, check=False)
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=ENVIRONMENT,
+                capture_output=True,
+                text=True,
+                timeout=limit_s,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return Undecided(f"not done within {limit_s} s")
     return meaning(done.stdout, config)

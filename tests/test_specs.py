@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -405,6 +406,21 @@ PLACE = "line 66, col 9 to line 66, col 28 of module"
 def test_tlc_is_believed_word_for_word(text, answer):
     found = tlc.meaning(text, CONFIG)
     assert found == answer if answer is not None else isinstance(found, Undecided)
+
+
+def test_a_run_leaves_alone_the_variables_that_other_threads_change(tlc_runs, monkeypatch):
+    """EFAULT from execve, once in some thousand runs, was how this showed: vfork shares the table of variables."""
+    given = []
+    run = subprocess.run
+
+    def noted(command, **how):  # other runs go on beside this one
+        given.append(how["env"])
+        return run(command, **how)
+
+    monkeypatch.setattr(subprocess, "run", noted)
+    tlc.run(read_config(SPECS / "RangeLock.cfg"), limit_s=0.1)
+    assert given
+    assert all(isinstance(table, dict) for table in given)  # a table of its own: os.environ is none
 
 
 def test_a_run_that_is_cut_short_decides_nothing(tlc_runs):
