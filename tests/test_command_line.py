@@ -264,7 +264,7 @@ def test_a_socket_that_is_not_ours_any_more_is_left(serve, small_base):
 OPTIONS = {
     *("--unix", "--ipaddr", "--port", "--exportname", "--readonly", "--threads", "--pidfile", "--run"),
     *("--exit-with-parent", "--cow-block-size", "--cow-on-read", "--cow-on-cache", "--overlay", "--overlay-reserve"),
-    *("--record", "--tls", "--tls-certificates", "--tls-verify-peer", "--unix-mode", "--max-clients"),
+    *("--record", "--tls", "--tls-certificates", "--tls-psk", "--tls-verify-peer", "--unix-mode", "--max-clients"),
     *("--stdio", "--verbose", "--help"),
 }
 SHORT_OPTIONS = {"-U", "-i", "-p", "-e", "-r", "-t", "-P", "-s", "-v", "-h"}

@@ -17,6 +17,7 @@ import click
 from check.conform.rule import CLAIMS, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, line, run, subject_of, summary
 from check.conform.subject import Settings
+from impl.client.link import tls_context
 from impl.client.uri import Target, Tls
 from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
@@ -65,6 +66,8 @@ Exit status:
 @click.option(
     "--tls-certificates", metavar="DIR", help="With --start: our certificate, as client-cert.pem and -key.pem."
 )
+@click.option("--tls-psk", metavar="FILE", help="With --start: our pre-shared key, a line NAME:KEY in hex.")
+@click.option("--tls-username", metavar="NAME", help="With --tls-psk: whose key; default the name of who runs this.")
 @click.option("--only", multiple=True, metavar="RULE", help="Only this rule, group, or pattern; may be repeated.")
 @click.option(
     "--claim",
@@ -89,6 +92,8 @@ def conform(
     export: str,
     tls: bool,
     tls_certificates: str | None,
+    tls_psk: str | None,
+    tls_username: str | None,
     only: tuple[str, ...],
     claims: tuple[str, ...],
     quick: bool,
@@ -103,20 +108,31 @@ def conform(
         for rule in rules:
             click.echo(f"{rule.name:36}  {rule.need.value:6}  {rule.says}")
         return
-    if uri is not None and (export or tls or tls_certificates):
+    if tls_username is not None and tls_psk is None:
+        raise UsageError("--tls-username says whose key of --tls-psk is used, and that is missing")
+    if tls_psk is not None and tls_certificates is not None:
+        raise UsageError("--tls-psk and --tls-certificates: a server knows us by one of them")
+    if uri is not None and (export or tls or tls_certificates or tls_psk):
         raise UsageError("--export and --tls go with --start; a URI says it itself: nbds://HOST/EXPORT")
-    prepare(keep, tls_certificates, json_file, junit_file)
+    with_tls = tls or tls_certificates or tls_psk
+    secure = Tls(tls_certificates, None, tls_psk is not None, tls_psk, tls_username) if with_tls else None
+    prepare(keep, secure, json_file, junit_file)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     progress = Progress()
     settings = Settings(quick, frozenset(claims), None if keep is None else Path(keep), progress.say)
-    secure = Tls(tls_certificates, verify_peer=False) if tls or tls_certificates else None
     with subject_of(uri, command, Target(export, tls=secure), settings) as subject:
         results = run(rules, lambda: subject, progress.tell)
     where = uri or command or ""
     click.echo(summary(results))
     named = [uri] if uri is not None else ["--start", str(command)]
-    more = [("--export", export), ("--tls-certificates", tls_certificates), *(("--claim", claim) for claim in claims)]
+    more = [
+        ("--export", export),
+        ("--tls-certificates", tls_certificates),
+        ("--tls-psk", tls_psk),
+        ("--tls-username", tls_username),
+        *(("--claim", claim) for claim in claims),
+    ]
     named += [part for option, value in more if value for part in (option, value)]
     named += [option for option, given in (("--tls", tls), ("--quick", quick)) if given]
     for result in results:
@@ -128,10 +144,12 @@ def conform(
     sys.exit(1 if any(result.is_violation for result in results) else 0)
 
 
-def prepare(keep: str | None, certificates: str | None, *files: str | None) -> None:
+def prepare(keep: str | None, tls: Tls | None, *files: str | None) -> None:
     """Find out before a long run what would go wrong behind it; StartError says what."""
-    if certificates is not None and not Path(certificates).is_dir():
-        raise StartError(f"--tls-certificates {certificates}: there is no such folder")
+    if tls is not None and tls.certificates is not None and not Path(tls.certificates).is_dir():
+        raise StartError(f"--tls-certificates {tls.certificates}: there is no such folder")
+    if tls is not None and tls.psk_file is not None:
+        tls_context(tls)
     if keep is not None:
         try:
             Path(keep).mkdir(parents=True, exist_ok=True)

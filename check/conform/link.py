@@ -13,13 +13,14 @@ import ssl
 import struct
 import time
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from check.conform.rule import Closed, Failure
-from impl.client.link import Deadline, Stream, open_socket
+from impl.client.link import Deadline, Stream, open_socket, tls_context
 from impl.client.tls import TlsStream
-from impl.client.uri import Target
+from impl.client.uri import Target, Tls
 from impl.errors import PeerError
 from impl.nbd import wire
 from impl.nbd.constants import (
@@ -43,7 +44,6 @@ from impl.nbd.constants import (
     TransmissionFlag,
     is_error_reply,
 )
-from impl.tls import client_context
 
 LIMIT_S = 5.0
 TALK_LIMIT_S = 20.0
@@ -242,8 +242,7 @@ class Link:
 
     def shake_tls_hands(self, newest: ssl.TLSVersion | None = None) -> None:
         """Everything from here on through TLS, of no newer version than that."""
-        tls = self._target.tls
-        context = client_context(tls.certificates if tls else None, verify_peer=False)
+        context = tls_context(replace(self._target.tls or Tls(), verify_peer=False))
         if newest is not None:
             context.maximum_version = newest
         try:

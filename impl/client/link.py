@@ -11,9 +11,11 @@ import socket
 import ssl
 import time
 from contextlib import closing
+from getpass import getuser
 
+from impl import psk
 from impl.client.tls import TlsStream
-from impl.client.uri import Target, parse
+from impl.client.uri import Target, Tls, parse
 from impl.nbd.agreement import ExportInfo, Phase
 from impl.nbd.client_handshake import ClientHandshake, Goal
 from impl.nbd.wire import MetaContext, ServerEntry
@@ -98,12 +100,19 @@ def shake_hands(
 def start_tls(sock: socket.socket, target: Target, deadline: Deadline) -> TlsStream:
     """TLS over a socket, as the URI wants it. HandshakeError if the server is not who it should be."""
     assert target.tls is not None
-    context = client_context(target.tls.certificates, target.tls.verify_peer)
+    context = tls_context(target.tls)
     hostname = target.tls.hostname or target.host or "localhost"
     try:
         return TlsStream(sock, context, hostname, deadline.left_s())
     except ssl.SSLError as error:
         raise HandshakeError(f"TLS with the server failed: {error}") from error
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """As a URI says how to make sure of a server. StartError for files that are missing or of no use."""
+    if tls.psk_file is None:
+        return client_context(tls.certificates, tls.verify_peer)
+    return psk.client_context(tls.psk_file, getuser() if tls.username is None else tls.username)
 
 
 def ask(uri: str, goal: Goal, timeout_s: float | None, queries: tuple[str, ...] = ()) -> ClientHandshake:

@@ -1,7 +1,8 @@
 """Where an NBD server is, written as a URI.
 
 Source:  "NBD URI" specification of the NBD project: nbd://HOST[:PORT][/EXPORT], nbd+unix:///[EXPORT]?socket=PATH; the
-         same with nbds, for TLS; nbd_connect_uri(3) for tls-certificates, tls-hostname and tls-verify-peer.
+         same with nbds, for TLS, and NAME@ before the host, for a pre-shared key; nbd_connect_uri(3) for
+         tls-certificates, tls-hostname, tls-psk-file and tls-verify-peer.
 Errors:  UsageError, which says what would be understood.
 Omits:   nbd+vsock.
 """
@@ -17,21 +18,31 @@ from impl.nbd.constants import MAX_STRING_BYTES
 
 DEFAULT_PORT = 10809
 FORMS = "nbd://HOST[:PORT][/EXPORT] or nbd+unix:///[EXPORT]?socket=PATH, or nbds for TLS"
-TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-verify-peer")
+TLS_PARAMETERS = ("tls-certificates", "tls-hostname", "tls-psk-file", "tls-verify-peer")
 BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True)
 class Tls:
-    """How a server is made sure of: files of a directory, the name it has to have, and whether that matters at all."""
+    """How a server is made sure of: files of a directory, the name it has to have, and whether that matters at all.
+
+    psk_file:  in place of all that, a file of keys that both sides have
+    username:  whose key; None: that of the user who runs this
+    """
 
     certificates: str | None = None
     hostname: str | None = None
     verify_peer: bool = True
+    psk_file: str | None = None
+    username: str | None = None
 
     def parameters(self) -> dict[str, str]:
         """As they are written in a URI."""
-        found = {"tls-certificates": self.certificates, "tls-hostname": self.hostname}
+        found = {
+            "tls-certificates": self.certificates,
+            "tls-hostname": self.hostname,
+            "tls-psk-file": self.psk_file,
+        }
         told = {name: value for name, value in found.items() if value is not None}
         return told if self.verify_peer else {**told, "tls-verify-peer": "false"}
 
@@ -52,11 +63,13 @@ class Target:
         scheme = "nbd" if self.tls is None else "nbds"
         export = quote(self.export, safe="/")
         parameters = {} if self.tls is None else self.tls.parameters()
+        username = None if self.tls is None else self.tls.username
+        user = "" if username is None else f"{quote(username, safe='')}@"
         if self.path:
-            scheme, where = f"{scheme}+unix", "/"
+            scheme, where = f"{scheme}+unix", f"{user}/"
             parameters = {"socket": self.path, **parameters}
         else:
-            where = f"{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
+            where = f"{user}{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}/"
         query = urlencode(parameters, safe="/", quote_via=quote)
         return f"{scheme}://{where}{export}{'?' if query else ''}{query}"
 
@@ -75,9 +88,11 @@ def parse(uri: str) -> Target:
         raise _wrong(uri, f"scheme {parts.scheme!r} is not known")
     known = [*(["socket"] if transport else []), *(TLS_PARAMETERS if scheme == "nbds" else [])]
     parameters = _parameters(uri, parts, known)
-    tls = _tls(uri, parameters) if scheme == "nbds" else None
+    tls = _tls(uri, parts, parameters) if scheme == "nbds" else None
+    if "@" in parts.netloc and (tls is None or tls.psk_file is None):
+        raise _wrong(uri, "a name (NAME@) says whose pre-shared key it is: nbds and tls-psk-file=FILE are needed")
     if transport:
-        if parts.netloc:
+        if parts.netloc.rpartition("@")[2]:
             raise _wrong(uri, f"a Unix socket has no host, but here is {parts.netloc!r}: three slashes are needed")
         if not parameters.get("socket"):
             raise _wrong(uri, "one socket=PATH is needed")
@@ -100,11 +115,24 @@ def _parameters(uri: str, parts: SplitResult, known: Collection[str]) -> dict[st
     return found
 
 
-def _tls(uri: str, parameters: dict[str, str]) -> Tls:
+def _tls(uri: str, parts: SplitResult, parameters: dict[str, str]) -> Tls:
     verify = parameters.get("tls-verify-peer", "true")
     if verify not in BOOLEANS:
         raise _wrong(uri, f"tls-verify-peer={verify} is neither true nor false")
-    return Tls(parameters.get("tls-certificates"), parameters.get("tls-hostname"), BOOLEANS[verify])
+    certificates, psk_file = parameters.get("tls-certificates"), parameters.get("tls-psk-file")
+    if psk_file is not None and (certificates is not None or not BOOLEANS[verify]):
+        raise _wrong(uri, "with tls-psk-file, it is the key that both sides are known by, and no certificate")
+    return Tls(certificates, parameters.get("tls-hostname"), BOOLEANS[verify], psk_file, _username(uri, parts))
+
+
+def _username(uri: str, parts: SplitResult) -> str | None:
+    """What stands before the host, if anything does."""
+    user, at, _host = parts.netloc.rpartition("@")
+    if not at:
+        return None
+    if not user or ":" in user:
+        raise _wrong(uri, "before @ there is one name, and no password")
+    return unquote(user)
 
 
 def _export(uri: str, parts: SplitResult) -> str:

@@ -152,6 +152,7 @@ class Options:
     tls: str = "off"
     tls_certificates: str | None = None
     tls_verify_peer: bool = False
+    tls_psk: str | None = None
     verbose: int = 0
     closed: frozenset[int] = frozenset()  # standard descriptors that were closed when we started
 
@@ -241,6 +242,11 @@ class Options:
 )
 @click.option("--tls-verify-peer", is_flag=True, help="Serve only clients with a certificate that ca-cert.pem signed.")
 @click.option(
+    "--tls-psk",
+    metavar="FILE",
+    help="In place of certificates: lines NAME:KEY, the key in hex, for clients who have one of them. Python 3.13.",
+)
+@click.option(
     "--record",
     metavar="FILE",
     help="Append each request and its answer as a line of JSON to a new file, for `cowproof history check`.",
@@ -276,6 +282,7 @@ def check(options: Options) -> None:
         ("--run", options.run, "a command"),
         ("--record", options.record, "the path of a file"),
         ("--tls-certificates", options.tls_certificates, "the path of a folder"),
+        ("--tls-psk", options.tls_psk, "the path of a file"),
     ):
         if value == "":
             raise UsageError(f"{option} '': expected {expected}")
@@ -287,10 +294,7 @@ def check(options: Options) -> None:
         raise UsageError("--stdio serves one client on standard input, so it cannot listen or --run a command")
     if options.cow_on_read not in ("on", "off") and not options.cow_on_read.startswith("/"):
         raise UsageError(f"--cow-on-read {options.cow_on_read!r}: expected off, on, or a path that starts with /")
-    if (options.tls == Tls.OFF.value) != (options.tls_certificates is None):
-        raise UsageError("--tls on and --tls require need --tls-certificates, and that needs one of them")
-    if options.tls_verify_peer and options.tls == Tls.OFF.value:
-        raise UsageError("--tls-verify-peer needs --tls on, or --tls require")
+    check_tls(options)
     if options.exportname is not None:
         check_name("--exportname", options.exportname)
     named = named_bases(options)
@@ -298,6 +302,18 @@ def check(options: Options) -> None:
         check_name("the name of an export", name)
     if len(named) > 1 and options.record is not None:
         raise UsageError("--record writes what clients see of one export: serve one at a time")
+
+
+def check_tls(options: Options) -> None:
+    """Refuse TLS that nobody could be known by, and what belongs to TLS without it."""
+    if options.tls_psk is not None and (options.tls_certificates is not None or options.tls_verify_peer):
+        raise UsageError(
+            "--tls-psk knows clients by their keys, so it goes without --tls-certificates and --tls-verify-peer"
+        )
+    if (options.tls == Tls.OFF.value) != (options.tls_certificates is None and options.tls_psk is None):
+        raise UsageError("--tls on and --tls require need --tls-certificates or --tls-psk, and those need one of them")
+    if options.tls_verify_peer and options.tls == Tls.OFF.value:
+        raise UsageError("--tls-verify-peer needs --tls on, or --tls require")
 
 
 def check_name(what: str, name: str) -> None:
@@ -377,12 +393,17 @@ def run(options: Options) -> int:
 
 
 def tls_offer(options: Options) -> TlsOffer:
-    """What clients are offered. StartError if there are no certificates to offer it with."""
-    if options.tls_certificates is None:
-        return NO_TLS
-    from impl.tls import server_context  # noqa: PLC0415 - it takes long to load
+    """What clients are offered. StartError if there are no certificates or keys to offer it with."""
+    mode = Tls(options.tls)
+    if options.tls_psk is not None:
+        from impl import psk  # noqa: PLC0415 - it takes long to load
 
-    return TlsOffer(Tls(options.tls), server_context(options.tls_certificates, options.tls_verify_peer))
+        return TlsOffer(mode, psk.server_context(options.tls_psk))
+    if options.tls_certificates is not None:
+        from impl.tls import server_context  # noqa: PLC0415 - it takes long to load
+
+        return TlsOffer(mode, server_context(options.tls_certificates, options.tls_verify_peer))
+    return NO_TLS
 
 
 def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
