@@ -4,10 +4,12 @@ The general promises of a base are in `test_base_suite.py`.
 """
 
 import itertools
+import signal
+import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from servers import KIB, MIB, eventually, need, run
@@ -22,6 +24,7 @@ from impl.client import connect
 from impl.errors import StartError
 from impl.extents import Extent
 from impl.nbd.agreement import Agreement
+from impl.nbd.constants import Command
 from impl.nbd.requests import Request
 from impl.server.commands import Commands, Later, Place
 from impl.server.export import ExportOptions, make_export
@@ -262,6 +265,72 @@ def test_a_chain_of_three_servers_serves_the_disk_with_all_its_layers(serve, sma
         assert client.block_status(0, 64 * KIB)
     with connect(first.uri) as client:
         assert client.pread(100, 9) == b"first" + small_base.read_bytes()[105:109]
+
+
+@contextmanager
+def overheard(place, upstream):
+    """What one after another who connects to a place says to the server at another: a list of what each has said."""
+    said, threads = [], []
+
+    def pass_on(source, target, heard):
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                heard.extend(data)
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                ours, _ = listener.accept()
+                theirs = stack.enter_context(socket.socket(socket.AF_UNIX))
+                stack.enter_context(ours)
+                theirs.connect(str(upstream))
+                said.append(bytearray())
+                for source, target, heard in ((ours, theirs, said[-1]), (theirs, ours, bytearray())):
+                    threads.append(threading.Thread(target=pass_on, args=(source, target, heard)))
+                    threads[-1].start()
+
+    with ExitStack() as stack, listen_unix(str(place)) as listener:
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield said
+        listener.shutdown(socket.SHUT_RDWR)
+        accepting.join(SOON_S)
+        for thread in threads:
+            thread.join(SOON_S)
+            assert not thread.is_alive()
+
+
+def last_command(said):
+    """Of the last request, with extended headers or without."""
+    magic, size = (b"\x21\xe4\x1c\x71", 32) if b"\x21\xe4\x1c\x71" in said else (b"\x25\x60\x95\x13", 28)
+    assert said[-size:].startswith(magic)
+    return said[-size + 7]
+
+
+def test_the_other_server_is_told_goodbye_on_every_connection_when_ours_stops(serve, small_base, short_path):
+    """ "A party MUST NOT initiate a hard disconnect save where set out in this section"."""
+    upstream = serve(small_base)
+    with overheard(short_path / "between", upstream.socket) as said:
+        ours = serve(f"nbd+unix:///?socket={short_path / 'between'}")
+        with connect(ours.uri) as client:
+            reads = [client.pread_async(step * 64 * KIB, 64 * KIB) for step in range(2 * CONNECTIONS)]
+            for read in reads:
+                client.wait(read)
+        assert ours.stop() == 0
+        assert len(said) == CONNECTIONS
+    assert [last_command(heard) for heard in said] == [Command.DISC] * CONNECTIONS
+
+
+def test_a_server_that_does_not_hear_our_goodbye_keeps_nobody(serve, small_base):
+    upstream = serve(small_base)
+    ours = serve(upstream.uri)
+    upstream.send(signal.SIGSTOP)
+    try:
+        assert ours.stop() == 0
+    finally:
+        upstream.send(signal.SIGCONT)
 
 
 def test_the_pause_before_a_new_try_grows_to_its_bound(monkeypatch):

@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import NoReturn, cast
 
 import click
 
+from impl.base.interface import Base
 from impl.base.open import open_base
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Tls
@@ -41,6 +43,7 @@ DEFAULT_THREADS = 64
 THREADS_MAX = 1024
 CLIENTS_MAX = 1 << 20
 EXPORT_NAME_MAX_BYTES = 4096
+PARTING_S = 1.0
 
 HELP = """Serve a shared, writable view of a disk that is never changed.
 
@@ -364,14 +367,15 @@ def run(options: Options) -> int:
     if options.exit_with_parent:
         captive.exit_with_parent()
     named = named_bases(options)
-    exports = {name: make_export(open_base(base), export_options(options, name)) for name, base in named.items()}
-    server = Server(
-        exports, default_of(options), options.threads, tls=tls_offer(options), max_clients=options.max_clients
-    )
-    command = None if options.run is None else captive.Captive(options.run)
-    # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
-    server.stop_on_signals(on_second=command.kill if command else lambda: None)
     with ExitStack() as cleanup:
+        bases = opened(named, cleanup)
+        exports = {name: make_export(base, export_options(options, name)) for name, base in bases.items()}
+        server = Server(
+            exports, default_of(options), options.threads, tls=tls_offer(options), max_clients=options.max_clients
+        )
+        command = None if options.run is None else captive.Captive(options.run)
+        # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
+        server.stop_on_signals(on_second=command.kill if command else lambda: None)
         for export in exports.values():
             if export.recording is not None:
                 cleanup.callback(export.recording.close)
@@ -390,6 +394,25 @@ def run(options: Options) -> int:
             announce(exports, named, sockets[0], options.tls == Tls.REQUIRE.value)
             is_clean = server.run(sockets)
         return STOPPED if is_clean else COULD_NOT_SERVE
+
+
+def opened(named: Mapping[str, str | None], cleanup: ExitStack) -> dict[str, Base]:
+    """What is to be served, by its exports' names."""
+    bases: dict[str, Base] = {}
+    cleanup.callback(part_with, bases)
+    for name, text in named.items():
+        bases[name] = open_base(text)
+    return bases
+
+
+def part_with(bases: Mapping[str, Base]) -> None:
+    """Close them. Another server is to be told goodbye ("Terminating the transmission phase"); if it hears us."""
+    partings = [threading.Thread(target=base.close, daemon=True) for base in bases.values()]
+    for parting in partings:
+        parting.start()
+    ends_s = time.monotonic() + PARTING_S
+    for parting in partings:
+        parting.join(max(0.0, ends_s - time.monotonic()))
 
 
 def tls_offer(options: Options) -> TlsOffer:
