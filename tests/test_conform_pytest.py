@@ -1,6 +1,7 @@
 """The plugin for other projects' tests: a rule is a test of the server that they name."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from conform_servers import serving
+
+from check.conform.run import chosen
 
 CHECKOUT = Path(__file__).parent.parent
 LIMIT_S = 120
@@ -46,6 +49,20 @@ def test_each_rule_is_a_test_and_what_is_not_offered_is_skipped(tmp_path, uri):
     assert done.returncode == 0, done.stdout
     assert "2 passed, 8 skipped" in done.stdout
     assert "not offered: no TLS" in done.stdout
+
+
+def test_they_have_names_by_which_they_are_chosen(tmp_path, uri):
+    (tmp_path / "test_own.py").write_text("def test_list(): assert True\ndef test_other(): assert True\n")
+    server = ["--nbd-uri", uri, "--nbd-only", "handshake"]
+    done = run_pytest(tmp_path, *server, "-v", "-k", "greeting or other")
+    count = 2 + len(chosen(["handshake"]))
+    assert f"collected {count} items / {count - 3} deselected / 3 selected" in done.stdout
+    assert re.findall(r"^(\S+) PASSED", done.stdout, re.MULTILINE) == [
+        *("test_own.py::test_other", "nbd::handshake/greeting", "nbd::handshake/greeting-flags"),
+    ]
+    for chosen_by, passed in (("test_own", 2), ("nbd and greeting", 2), ("not nbd", 2), ("nbd and not handshake", 0)):
+        count_told = f"{passed} passed" if passed else f"{count} deselected"
+        assert count_told in run_pytest(tmp_path, *server, "-k", chosen_by).stdout, chosen_by
 
 
 def test_the_settings_of_a_project_do_as_well(tmp_path, uri):

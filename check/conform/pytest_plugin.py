@@ -16,7 +16,7 @@ Source:  pytest, "Writing plugins", "Assertion Rewriting", "Working with non-pyt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,7 @@ def _told(config: pytest.Config, name: str) -> str:
     return str(found) if found else ""
 
 
+@pytest.hookimpl(tryfirst=True)  # so that -k and -m choose among them, too
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """A test for each rule, behind all others, if there is a server to try."""
     if not (_told(config, "nbd_start") or _told(config, "nbd_uri")):
@@ -70,11 +71,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         config.stash[SUBJECT] = config.stash.setdefault(STACK, ExitStack()).enter_context(_subject(config))
     except (UsageError, StartError) as error:
         raise pytest.UsageError(str(error)) from None
-    suite = Suite.from_parent(session, name="nbd", path=Path(session.startpath))
-    for rule in rules:
-        item = RuleItem.from_parent(suite, name=rule.name)
-        item.rule = rule
-        items.append(item)
+    suite = Suite.from_parent(session, name="nbd", nodeid="nbd", path=Path(session.startpath))
+    suite.rules = rules
+    found = list(suite.collect())
+    config.hook.pytest_collectreport(report=pytest.CollectReport(suite.nodeid, "passed", None, [*found]))
+    items.extend(found)
 
 
 def _subject(config: pytest.Config) -> AbstractContextManager[Subject]:
@@ -99,11 +100,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 class Suite(pytest.Collector):
-    """All the rules."""
+    """All the rules that are asked for."""
+
+    rules: Sequence[Rule]
 
     def collect(self) -> Iterator[pytest.Item]:
         """They are added to what others have collected."""
-        return iter(())
+        for rule in self.rules:
+            item = RuleItem.from_parent(self, name=rule.name)
+            item.rule = rule
+            yield item
 
 
 class RuleItem(pytest.Item):
