@@ -2,7 +2,9 @@
 says in a line what is wrong with how it was called, and blames nobody for what the protocol allows.
 """
 
+import errno
 import os
+import re
 import shlex
 import signal
 import socket
@@ -13,6 +15,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from certificates import write_certificates
@@ -20,7 +23,7 @@ from click.testing import CliRunner
 from conform_servers import InProcess, failed, serving
 from servers import need
 
-from check.conform import link
+from check.conform import link, room
 from check.conform.command import conform
 from check.conform.rule import RULES, Need, Rule, Verdict
 from check.conform.run import chosen, run, verdict_of
@@ -115,6 +118,30 @@ def of_mine(mark):
             except OSError:
                 continue
     return found
+
+
+@pytest.mark.parametrize("only", ["semantics/read", "concurrency/write", "durability/flush"])
+def test_where_the_kit_has_no_room_no_server_is_blamed(only, monkeypatch):
+    """What a server writes goes to the kit's folder, too, and would fail there."""
+    free = iter([1 << 40] * 2)  # when it begins
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 100 << 10)))
+    server = shlex.join([sys.executable, "-m", "impl.server"])
+    done = CliRunner().invoke(
+        conform, ["--start", f"{server} -U $unixsocket $baseuri", "--only", only, "--only", "tls/*"]
+    )
+    assert isinstance(done.exception, room.NoRoom), done.output
+    assert re.search(r"has 100K left.*expected 128M; set \$TMPDIR", str(done.exception))
+    assert "fail" not in done.output
+
+
+def test_a_file_of_the_kit_that_cannot_be_written_is_no_failure_of_a_server(monkeypatch):
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(room.NoRoom, match="cannot write to .*: No space left"):
+        with started("exec true $unixsocket $base"):
+            pass
 
 
 def test_a_server_that_goes_into_the_background_is_ended_with_all_it_left(short_path, monkeypatch):

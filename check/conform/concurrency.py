@@ -14,7 +14,6 @@ Units:   milliseconds and seconds, where names say so.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from check.conform.disk import Disk
+from check.conform.room import kept_in, temporary_folder
 from check.conform.rule import Failure, Need, NotApplicable, NotOffered, add
 from check.conform.subject import Subject
 from check.history.format import load
@@ -206,8 +206,8 @@ def check_level(subject: Subject, level: Level) -> None:
     if level not in subject.settings.claims:
         raise NotApplicable(f"not claimed: --claim {level}")
     subject.needs_its_disk()
-    with subject.fresh(LEVEL_DISK) as server, tempfile.TemporaryDirectory(prefix="conform-") as folder:
-        path = Path(folder) / "history.jsonl"
+    with subject.fresh(LEVEL_DISK) as server, temporary_folder() as folder:
+        path = folder / "history.jsonl"
         recipe = _recipe(server, level)
         server.settings.say(f"{recipe.clients} processes of clients for {recipe.seconds:g} s")
         try:
@@ -246,7 +246,8 @@ def _kept(subject: Subject, path: Path, level: Level) -> Iterator[str]:
         yield "(--keep FOLDER keeps the history, for `cowproof view`)"
         return
     kept = subject.settings.keep / f"{level}.jsonl"
-    shutil.copyfile(path, kept)
+    with kept_in(subject.settings.keep):
+        shutil.copyfile(path, kept)
     yield f"kept as {kept}: cowproof view {kept}"
 
 

@@ -1,13 +1,11 @@
 """What a server is started over: a disk as a file, and the same disk over NBD, as slow as a rule wants it.
 
 Units:   sizes in bytes; latencies in milliseconds.
-Errors:  StartError when our own server, which serves the disk over NBD, does not come up.
+Errors:  StartError when our own server, which serves the disk over NBD, does not come up; NoRoom.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from check.conform.room import temporary_folder
 from check.conform.vectors import SIZE
 from check.live.programs import SEED
 from check.live.servers import serving_base, uri_of
@@ -67,9 +66,7 @@ class Upstreams:
 
     @cached_property
     def _folder(self) -> Path:
-        folder = tempfile.mkdtemp(prefix="conform-")
-        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
+        return self._stack.enter_context(temporary_folder())
 
     def uri(self, disk: Disk) -> str:
         """Where it is served."""

@@ -1,7 +1,7 @@
 """Starts other people's servers by a command, and ends them: in order, or as a power failure would.
 
 Units:   seconds.
-Errors:  UsageError for a command that cannot be meant; StartError when a server does not come up.
+Errors:  UsageError for a command that cannot be meant; StartError when a server does not come up; NoRoom.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from check.conform.disk import Disk, Upstreams
 from check.conform.link import Link
+from check.conform.room import folder_with_room, kept_in
 from check.conform.rule import Failure
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
@@ -44,12 +44,13 @@ class Place:
         """`wanted` says which export, and whether TLS is spoken."""
         if not names(command, SOCKET):
             raise UsageError(f"--start {quoted(command)}: expected ${SOCKET} where the server is told to listen")
-        self._folder = Path(tempfile.mkdtemp(prefix="conform-"))
+        self._folder = folder_with_room()
         self._log = self._folder / "log"
         self.target = replace(wanted, path=str(self._folder / "s"))
         self._command = command
         try:
-            self._variables = self._values(disk, upstreams)
+            with kept_in(self._folder):
+                self._variables = self._values(disk, upstreams)
         except BaseException:
             self.remove()
             raise

@@ -28,6 +28,7 @@ from check.conform import (
     tls,
     transmission,
 )
+from check.conform.room import NoRoom
 from check.conform.rule import RULES, Failure, NotApplicable, NotOffered, Rule, Verdict
 from check.conform.subject import Settings, Subject, probe, started, there
 from impl.client.uri import Target
@@ -105,7 +106,7 @@ def run(rules: Sequence[Rule], subject: Callable[[], Subject], say: Callable[[Re
 
 
 def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
-    """What comes of a rule, and why."""
+    """What comes of a rule, and why. NoRoom if that could not be found out."""
     try:
         if rule.group in WITH_THEIR_OWN:
             rule.check(subject)
@@ -118,6 +119,8 @@ def verdict_of(rule: Rule, subject: Subject) -> tuple[Verdict, str]:
         return Verdict.NOT_OFFERED, str(reason)
     except NotApplicable as reason:
         return Verdict.NOT_APPLICABLE, str(reason)
+    except NoRoom:
+        raise
     except StartError as error:
         return Verdict.FAIL, str(error)
     except OSError as error:  # of our own client: it hangs up on what it does not believe
