@@ -139,7 +139,7 @@ def test_a_file_of_the_kit_that_cannot_be_written_is_no_failure_of_a_server(monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(room.NoRoom, match="cannot write to .*: No space left"):
+    with pytest.raises(room.NoRoom, match=r"cannot write to .*: No space left"):
         with started("exec true $unixsocket $base"):
             pass
 
