@@ -2,6 +2,7 @@
 before that as its fault allows. `python persistent_server.py SOCKET FILE FAULT`.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -26,11 +27,15 @@ class Disk:
         self.path = Path(path)
         self.content = bytearray(self.path.read_bytes() if self.path.exists() else bytes(SIZE))
 
-    def save(self, overlay, ranges):
+    def save(self, overlay, ranges, syncs=True):
         for offset, length in ranges:
             self.content[offset : offset + length] = overlay.pread(offset, length)
         new = self.path.with_suffix(".new")
-        new.write_bytes(self.content)
+        with new.open("wb") as file:
+            file.write(self.content)
+            file.flush()
+            if syncs:
+                os.fsync(file.fileno())
         new.rename(self.path)
 
 
@@ -52,9 +57,10 @@ def main(socket, file, fault):
                 unsaved.append(piece)
                 self._own.append(piece)
                 if request.flags & 1 and fault != "ignores FUA":
-                    disk.save(self._overlay, [piece])
+                    disk.save(self._overlay, [piece], syncs=fault != "does not sync FUA")
             if request.command == Command.FLUSH and fault not in ("ignores flushes", "keeps nothing"):
-                disk.save(self._overlay, self._own if fault == "flushes its own" else unsaved)
+                pieces = self._own if fault == "flushes its own" else unsaved
+                disk.save(self._overlay, pieces, syncs=fault != "does not sync flushes")
             return answer
 
     session.Commands = Saving

@@ -27,7 +27,7 @@ MACHINE = {
 CLIENTS = "libnbd-bin qemu-utils"
 PEERS = (
     "file nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless "
-    "chromium chromium-driver openssl"
+    "chromium chromium-driver openssl strace"
 )
 INSTALL = "apt-get install -y -q --no-install-recommends"
 PIP = "python -m pip install -q --disable-pip-version-check -e"

@@ -9,10 +9,10 @@ venv=.venv
 
 clients="libnbd-bin qemu-utils"
 # The real clients and the peers that the tests talk to, the Java that TLC runs on, and the browser that pages are tried
-# in; openssl is for the rows of the benchmark with TLS. Tests that lack one say which.
-# nbdinfo asks file(1) what a disk holds, and without it says whatever its memory holds.
+# in; openssl is for the rows of the benchmark with TLS, and strace shows whether a server syncs. Tests that lack one say
+# which. nbdinfo asks file(1) what a disk holds, and without it says whatever its memory holds.
 peers="file nbdkit libnbd-bin python3-libnbd qemu-utils nbd-server nbd-client fio mtools dosfstools default-jre-headless \
-chromium chromium-driver openssl"
+chromium chromium-driver openssl strace"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

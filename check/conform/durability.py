@@ -1,7 +1,7 @@
 """Rules of what has to outlive the server: the server is killed, started again over the same files, and asked.
 
-Killing a process loses what it kept to itself, not what it gave to the kernel: whether that has reached the disk, only
-a machine that loses power can tell. So a server may pass and not sync; one that fails has lost acknowledged writes.
+Killing a process loses what it kept to itself, not what it gave to the kernel, and it is power that fails. So two rules
+look at what it asks of the kernel, too: whoever writes to a file has to sync it before the reply.
 
 Servers that are not said to be persistent, and lose what they were ended in order with, are not held to this.
 """
@@ -15,6 +15,7 @@ from check.conform.disk import Disk
 from check.conform.place import Place
 from check.conform.rule import Failure, Need, NotApplicable, NotOffered, rule
 from check.conform.subject import Subject
+from check.conform.trace import is_opened_synced, seen, traced
 from impl.client import Client, connect
 
 CLAIM = "persistent"
@@ -122,3 +123,48 @@ def multi_conn(subject: Subject) -> None:
             return {9 * PIECE: data}
 
         survives(place, "written, flushed on another connection, and the server killed", ask, is_killed=True)
+
+
+def reaches_the_disk(place: Place, what: str, ask: Callable[[Client], None]) -> None:
+    """Do something, and look at what the server has asked of the kernel by the time of the last reply."""
+    with place.running(), connect(place.target.uri, timeout_s=ANSWER_S) as client:
+        if client.size < DISK.size:
+            raise NotApplicable(f"the device has {client.size} bytes, expected {DISK.size}")
+        with traced(place.processes(), place.folder) as calls:
+            ask(client)
+            found = seen(calls.read_text(encoding="utf-8", errors="replace").splitlines())
+            if found.synced or any(is_opened_synced(*where) for where in found.written.values()):
+                return
+    if found.written:
+        names = ", ".join(sorted(found.written))
+        raise Failure(f"{what}, and {names} was written to: no fsync(2), or the like, has ended before the reply")
+    if not found.has_synced:
+        raise NotApplicable("it writes to no file by calls of its own, so nobody sees what it syncs")
+
+
+@rule("durability/flush-sync", Need.MUST, "NBD_CMD_FLUSH")
+def flush_syncs(subject: Subject) -> None:
+    """What was written before NBD_CMD_FLUSH has reached the disk when that is answered, by fsync(2) or the like."""
+
+    def ask(client: Client) -> None:
+        if not client.can_flush:
+            raise NotOffered("no NBD_FLAG_SEND_FLUSH")
+        for number in range(1, 4):
+            client.pwrite(number * PIECE, bytes([0xC0 + number]) * PIECE)
+        client.flush()
+
+    with persistent(subject) as place:
+        reaches_the_disk(place, "written and flushed", ask)
+
+
+@rule("durability/fua-sync", Need.MUST, "NBD_CMD_FLAG_FUA")
+def fua_syncs(subject: Subject) -> None:
+    """What is written with NBD_CMD_FLAG_FUA has reached the disk when that is answered, by fsync(2) or the like."""
+
+    def ask(client: Client) -> None:
+        if not client.can_fua:
+            raise NotOffered("no NBD_FLAG_SEND_FUA")
+        client.pwrite(5 * PIECE, b"\xf5" * PIECE, fua=True)
+
+    with persistent(subject) as place:
+        reaches_the_disk(place, "written with FUA", ask)

@@ -42,9 +42,9 @@ serve.
 
 `$base` is a file of 17,385 bytes, sometimes more, that nobody minds being written to; `$baseuri` is the same disk
 over NBD. With `$overlay`, a file that is kept when the server is started again, and `$base` itself, writes are looked
-for after `kill -9`. `cowproof conform --list` shows all rules, `--help` the rest. Whoever wants no Python on the
-other side of the socket has the semantics as JSON: `specs/vectors/*.json`, described by `schema.json` there, needs a
-JSON parser and a socket.
+for after `kill -9`; and where strace(1) is installed, it is seen whether what is written to files is synced.
+`cowproof conform --list` shows all rules, `--help` the rest. Whoever wants no Python on the other side of the socket
+has the semantics as JSON: `specs/vectors/*.json`, described by `schema.json` there, needs a JSON parser and a socket.
 
 Tried on three servers that none of Debian's packages has, with the second line changed and nothing else: rust-nbd
 0.3.1 (Rust; a `main` of 25 lines around it), go-nbd of July 2024 and gonbdserver of 2017 (both Go). Read beside the

@@ -94,6 +94,11 @@ class Place:
         finally:
             self._end(process, is_killed)
 
+    @property
+    def folder(self) -> Path:
+        """For files of one's own; the server has some there."""
+        return self._folder
+
     def said(self) -> str:
         """The last words of the server."""
         return " / ".join(self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
@@ -123,9 +128,9 @@ class Place:
         """Whether nothing of it is left, be it in the background or not."""
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience_s)
-        return process.poll() is not None and not self._left()
+        return process.poll() is not None and not self.processes()
 
-    def _left(self) -> list[int]:
+    def processes(self) -> list[int]:
         """The processes that were started here: they have the socket's name in their environment (proc(5))."""
         mark = f"{SOCKET}={self.target.path}".encode()
         found = []
@@ -151,6 +156,6 @@ class Place:
     def _signal(self, process: subprocess.Popen[bytes], number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        for pid in self._left():
+        for pid in self.processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
