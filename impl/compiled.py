@@ -28,6 +28,7 @@ HOT = (
     "impl.overlay.statemap",
     "impl.overlay.store",
     "impl.server.commands",
+    "impl.server.in_flight",
     "impl.server.loop",
     "impl.server.outbox",
     "impl.server.session",

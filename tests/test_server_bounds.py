@@ -1,6 +1,6 @@
 """What one client may cost: memory, threads, and time on the loop, which is everybody's who waits on it.
 
-Source:  impl/server/session.py, "Bounds"; impl/server/commands.py, `Later`; promise P8.
+Source:  impl/server/in_flight.py, "Bounds"; impl/server/commands.py, `Later`; promise P8.
 """
 
 import gc
@@ -145,7 +145,7 @@ def test_a_status_says_how_long_its_reply_may_be_and_it_is_never_longer():
 
 def test_requests_that_need_large_blocks_run_one_at_a_time(short_path, monkeypatch):
     """Writes of a byte, each of which holds a block; as many as there are threads would run, were they small."""
-    monkeypatch.setattr("impl.server.session.PAUSE_BYTES", 2000)  # half a block of the base that is used here
+    monkeypatch.setattr("impl.server.in_flight.PAUSE_BYTES", 2000)  # half a block of the base that is used here
     with turnstile(short_path, 4) as (base, uri), connect(uri, timeout_s=ANSWER_S) as client:
         futures = [client.pwrite_async(block * 4096 + 1, b"x") for block in range(6)]
         for _ in futures:
@@ -178,15 +178,15 @@ LIMITS = [  # (claim, name, value): less than what a few requests take
 @pytest.mark.parametrize("ready", [True, False], ids=["at once", "by workers"])
 @pytest.mark.parametrize(("name", "value"), [row[1:] for row in LIMITS], ids=[row[0] for row in LIMITS])
 def test_a_session_that_was_paused_by_any_bound_goes_on(name, value, ready, short_path, monkeypatch):
-    monkeypatch.setattr(f"impl.server.session.{name}", value)
+    monkeypatch.setattr(f"impl.server.in_flight.{name}", value)
     base = Slow()
     base.is_ready = lambda offset, length: ready
     with served(base, short_path) as running, RawClient(short_path / "s") as client:
         (session,) = running.server._sessions
         client.send(b"".join(request(READ, cookie, 0, 5000) for cookie in range(40)))
         assert sorted(client.reply(dict.fromkeys(range(40), 5000))[0] for _ in range(40)) == list(range(40))
-        eventually(lambda: session._running == 0, "what was in flight is so no more")
-        assert session._running_bytes == 0
+        eventually(lambda: session._in_flight.count == 0, "what was in flight is so no more")
+        assert session._in_flight.held_bytes == 0
 
 
 @pytest.mark.parametrize("copies", [False, True])
@@ -198,8 +198,8 @@ def test_requests_that_are_handed_from_worker_to_worker_are_counted_once(copies,
             client.send(b"".join(request(READ, cookie, 10 * cookie, 9000) for cookie in range(40, 80)))
             lengths = dict.fromkeys(range(40, 80), 9000)
             assert sorted(client.reply(lengths)[:2] for _ in range(80)) == [(cookie, 0) for cookie in range(80)]
-            eventually(lambda: session._running == 0, "what was in flight is so no more")
-            assert session._running_bytes == 0
+            eventually(lambda: session._in_flight.count == 0, "what was in flight is so no more")
+            assert session._in_flight.held_bytes == 0
 
 
 # What the loop does itself.

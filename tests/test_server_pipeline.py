@@ -315,9 +315,9 @@ def test_every_request_is_answered_once_and_every_write_that_was_acknowledged_is
     """After a stop, some are refused; then too, none is answered wrongly, and none that was acknowledged is lost."""
     for seed in SEEDS[group::4]:
         source = random.Random(seed)
-        monkeypatch.setattr("impl.server.session.PAUSE_BYTES", source.choice((200 * KIB, MIB, 64 * MIB)))
-        monkeypatch.setattr("impl.server.session.PAUSE_REQUESTS", source.choice((3, 50, 1024)))
-        monkeypatch.setattr("impl.server.session.PAUSE_ITEMS", source.choice((5, 100, 4096)))
+        monkeypatch.setattr("impl.server.in_flight.PAUSE_BYTES", source.choice((200 * KIB, MIB, 64 * MIB)))
+        monkeypatch.setattr("impl.server.in_flight.PAUSE_REQUESTS", source.choice((3, 50, 1024)))
+        monkeypatch.setattr("impl.server.in_flight.PAUSE_ITEMS", source.choice((5, 100, 4096)))
         copies = source.random() < 0.5
         options = ExportOptions(block_size=4 * KIB, store="memory", copy_on_read=lambda copies=copies: copies)
         export = make_export(Jittery(random.Random(seed)), options)

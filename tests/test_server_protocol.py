@@ -28,8 +28,9 @@ from impl.client import connect
 from impl.client.uri import parse
 from impl.nbd.constants import UINT32_MAX, UINT64_MAX, Command, CommandFlag, ErrorValue, TransmissionFlag
 from impl.server.export import ExportOptions, make_export
+from impl.server.in_flight import PAUSE_BYTES
 from impl.server.loop import Loop
-from impl.server.session import PAUSE_BYTES, RECEIVES_MAX, Session
+from impl.server.session import RECEIVES_MAX, Session
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -444,7 +445,7 @@ def session_of(running, threads_before):
 def until_it_takes_no_more(session, other):
     """Until the session is paused; another client's requests, served meanwhile, are the clock."""
     for served in range(20_000):
-        if session._is_paused():
+        if session._in_flight.is_paused():
             return
         assert len(other.pread(served % KIB, 512)) == 512
     raise AssertionError("the server has not paused the client")
@@ -488,7 +489,7 @@ def send_until_paused(client, session, other, data):
     """Send as much as it takes until the server takes no more; what is left to be sent."""
     client.socket.setblocking(False)
     rest = memoryview(data)
-    while rest and not session._is_paused():
+    while rest and not session._in_flight.is_paused():
         with suppress(BlockingIOError):
             rest = rest[client.socket.send(rest[: 64 * KIB]) :]
         assert len(other.pread(0, 512)) == 512
@@ -515,7 +516,7 @@ def test_a_client_is_paused_by_the_memory_that_its_replies_take_not_by_their_byt
 ):
     """A reply of 16 bytes is an object of 49, and a slice of a file, which counts for nothing, several of them."""
     pause_bytes = MIB
-    monkeypatch.setattr("impl.server.session.PAUSE_BYTES", pause_bytes)
+    monkeypatch.setattr("impl.server.in_flight.PAUSE_BYTES", pause_bytes)
     (tmp_path / "base").write_bytes(bytes(MIB))
     base = FileBase(tmp_path / "base")
     base.is_ready = lambda offset, length: True
@@ -594,7 +595,7 @@ def test_a_client_of_whose_small_requests_too_many_wait_for_the_base_is_paused_a
         until_it_takes_no_more(session, other)
         for _ in range(100):
             assert other.pread(0, 512) == bytes(512)
-        assert session._running == HELD_MAX_COUNT
+        assert session._in_flight.count == HELD_MAX_COUNT
         base.let()
         replies = sorted(client.reply(dict.fromkeys(cookies, 1)) for _ in cookies)
         assert replies == [(cookie, 0, b"\0") for cookie in cookies]

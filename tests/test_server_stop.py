@@ -284,7 +284,7 @@ def test_of_a_client_that_has_gone_what_changes_something_happens_and_what_would
 
 def test_that_a_client_has_gone_is_noticed_while_nothing_is_taken_from_it(bench, monkeypatch):
     """It is told once, whatever is waited for, and not again and again."""
-    monkeypatch.setattr("impl.server.session.PAUSE_REQUESTS", 2)
+    monkeypatch.setattr("impl.server.in_flight.PAUSE_REQUESTS", 2)
     made = bench(threads=1)
     client = made.raw_client()
     session = made.session()
@@ -292,7 +292,7 @@ def test_that_a_client_has_gone_is_noticed_while_nothing_is_taken_from_it(bench,
     gate.shut()
     client.send(b"".join(request(READ, cookie, HELD, BLOCK) for cookie in range(5)))
     gate.wait_for_arrival()
-    eventually(session._is_paused, "nothing is taken any more")
+    eventually(session._in_flight.is_paused, "nothing is taken any more")
     client.socket.close()
     eventually(lambda: session._is_gone, "the server knows that it has gone")
     eventually(lambda: session._interest is None, "it does not want to hear it again")

@@ -1,9 +1,7 @@
 """One connection: what is received, what runs, what is sent, and how it ends.
 
 The socket has one owner, the session's loop; only the outbox, which any worker may hand a reply, sends as well, and one
-thread at a time. A request that can be answered at once is; one that would wait, or work for long, is given to the
-session's own workers, so that it delays neither the requests behind it nor any other client's. One that has to wait for
-its range is given to nobody until it has it.
+thread at a time. A request that can be answered at once is; all others are left to what is `in_flight`.
 
 Loops:    a session begins on a loop that it shares with others. One that asks for much at a time, or keeps that
           loop for long, is heavy: it moves to a loop and a thread of its own, where it may also wait for its client
@@ -15,11 +13,10 @@ Stop:     what has begun is finished and answered; what has not, and what still 
           nothing runs any more, the client has UNREAD_S to go on reading, and then LINGER_S to close its end.
 Hang-up:  of a client that does not hear us any more, requests that change something and were received whole still
           happen; those that would only be answered do not.
-Bounds:   while requests in flight and replies unsent come to more than PAUSE_BYTES, PAUSE_REQUESTS or PAUSE_ITEMS,
-          nothing more is taken from the socket: the client's own buffers fill, and it waits. So it is at most that and
-          one request. Of a request in flight, all is counted that it may hold until it is answered.
-Locks:    `_lock` protects the counts of what is in flight; everything else belongs to the loop's thread, but for flags
-          that are set once and never cleared, which any thread may look at.
+Bounds:   while too much is in flight, nothing more is taken from the socket: the client's own buffers fill, and it
+          waits. So it is at most those bounds and one request.
+Locks:    none. Everything belongs to the loop's thread, but for flags that are set once and never cleared, which any
+          thread may look at.
 Source:   NBD protocol, "Ordering of messages and writes", "Terminating the transmission phase".
 """
 
@@ -30,7 +27,6 @@ import logging
 import select
 import socket
 import struct
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -42,12 +38,12 @@ from impl.nbd.agreement import Tls
 from impl.nbd.constants import Command
 from impl.nbd.requests import Request, RequestReader, request_reader
 from impl.nbd.server_handshake import Phase, ServerHandshake
-from impl.server.commands import Commands, Later, Place, Reply
+from impl.server.commands import Commands, Later, Reply
 from impl.server.export import Export
+from impl.server.in_flight import InFlight
 from impl.server.loop import READABLE, WRITABLE, Loop, Timer
 from impl.server.outbox import BrokenReply, Outbox, Outgoing
 from impl.server.request_log import LoggedCommands, logged_if_wanted
-from impl.server.workers import Workers
 
 if TYPE_CHECKING:
     import ssl
@@ -55,9 +51,6 @@ if TYPE_CHECKING:
     from impl.server.record import RecordedCommands
     from impl.tls import TlsSocket
 
-PAUSE_BYTES = 64 << 20
-PAUSE_REQUESTS = 1024
-PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 HANDSHAKE_RECEIVE_BYTES = 64 << 10
 # One client may not keep a loop for longer than this many receives.
 RECEIVES_MAX = 16
@@ -145,7 +138,15 @@ class Session:
         self._commands: Commands | LoggedCommands | RecordedCommands | None = None
         self._outbox = Outbox(sock)
         self._answers: list[Outgoing] = []  # of this turn, to be sent together at its end
-        self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
+        self._in_flight = InFlight(
+            client,
+            threads,
+            self._outbox,
+            self._refusal,
+            self._instead,
+            lambda: self._soon(self._update),
+            lambda: self._soon(self._end),
+        )
         self._loop = loop
         self._shared_loop = loop
         self._own_loop = own_loop
@@ -165,11 +166,6 @@ class Session:
         self._waits_for_reader = False
         self._lingering = False
         self._ended = False
-        self._lock = threading.Lock()
-        self._all_done = threading.Condition(self._lock)
-        self._running = 0
-        self._running_bytes = 0
-        self._wants_update = False
 
     # Called on the loop's thread
 
@@ -234,7 +230,7 @@ class Session:
     def _receive_and_update(self) -> None:
         loop = self._loop
         received = 0
-        if self._receiving and not self._has_more and not self._is_paused():
+        if self._receiving and not self._has_more and not self._in_flight.is_paused():
             received = self._receive()
         self._update()
         if loop is self._shared_loop:  # where nobody waits; or the session has moved, and is at work already
@@ -250,7 +246,7 @@ class Session:
             self._receiving
             and self._reader is not None
             and self._loop is not self._shared_loop
-            and not (self._running or self._has_more or self._stopping or self._draining or self._ended)
+            and not (self._in_flight.count or self._has_more or self._stopping or self._draining or self._ended)
             and not (self._outbox.items or self._reader.awaits_payload)
         )
 
@@ -363,7 +359,7 @@ class Session:
         self._has_more = False
         if reader is None:
             return
-        answers, outbox = self._answers, self._outbox
+        answers, outbox, in_flight = self._answers, self._outbox, self._in_flight
         self._is_starting = True
         try:
             while self._receiving:
@@ -380,7 +376,7 @@ class Session:
                         self._send()
                         answers = self._answers
                 is_late = monotonic() > turn_ends
-                if is_late or ((self._running or outbox.items) and self._is_paused()):
+                if is_late or ((in_flight.count or outbox.items) and in_flight.is_paused()):
                     self._has_more = True
                     self._late_turns = self._late_turns + 1 if is_late else 0
                     self._is_heavy |= self._late_turns >= LATE_TURNS_MAX
@@ -461,27 +457,11 @@ class Session:
             return commands.error(request, errno.ESHUTDOWN, STOPPING)
         answer = commands.start(request)
         if isinstance(answer, Later):
-            self._begin(answer)
+            self._in_flight.begin(answer)
             return None
         if request.length >= AHEAD_MIN_BYTES and request.payload and self._reader is not None:
             self._reader.give_back(request.payload)
         return answer
-
-    def _begin(self, work: Later) -> None:
-        with self._lock:
-            self._running += 1
-            self._running_bytes += work.held_bytes
-        self._pass_on(work)
-
-    def _is_paused(self) -> bool:
-        outbox = self._outbox
-        if not self._running and not outbox.items:  # by far the most frequent
-            return False
-        return (
-            self._running >= PAUSE_REQUESTS
-            or len(outbox.items) >= PAUSE_ITEMS
-            or self._running_bytes + outbox.size_bytes > PAUSE_BYTES
-        )
 
     def _send(self) -> bool:
         """What was answered in this turn, and what has waited before it; False if the socket does not take all."""
@@ -496,18 +476,14 @@ class Session:
         if self._lingering:
             return
         sent_all = self._send()
-        if self._has_more and not self._is_paused():
+        if self._has_more and not self._in_flight.is_paused():
             if self._is_heavy and self._move_out():
                 return
             self._take_requests(monotonic() + TURN_S)
             sent_all = self._send()
         if sent_all and self._interest == READABLE and self._is_at_rest():
             return
-        with self._lock:
-            paused = self._is_paused()
-            # From here on a worker that finishes asks for another update.
-            self._wants_update = paused or self._draining
-            idle = self._running == 0
+        paused, idle = self._in_flight.settle(self._draining)
         is_empty = sent_all and not self._outbox.items
         if self._has_more and not paused:
             self._soon(self._update)
@@ -528,7 +504,8 @@ class Session:
 
     def _is_at_rest(self) -> bool:
         """Whether there is nothing to be done but to wait for the client's next request."""
-        is_busy = self._has_more or self._draining or self._stopping or self._wants_update or self._is_paused()
+        in_flight = self._in_flight
+        is_busy = self._has_more or self._draining or self._stopping or in_flight.wants_update or in_flight.is_paused()
         return not (is_busy or (self._tls is not None and (self._tls.pending or self._tls.receive_wants_room)))
 
     def _may_move(self) -> bool:
@@ -638,8 +615,8 @@ class Session:
         """Close the connection. What is in flight goes on: see `join`."""
         if self._ended:
             return
-        with self._lock:
-            self._ended = True
+        self._ended = True
+        self._in_flight.close()
         self._is_gone = True
         self._wait_for(0)
         self._forget_silence()
@@ -683,20 +660,17 @@ class Session:
 
     def join(self) -> None:
         """Wait until nothing of this session runs on the overlay any more; after its end."""
-        with self._lock:
-            self._all_done.wait_for(lambda: self._running == 0)
-        for workers in self._workers.values():
-            workers.join()
+        self._in_flight.join()
 
     @property
     def has_threads(self) -> bool:
         """Whether there is anything that `join` would have to wait for; after the end."""
-        return self._running > 0 or any(workers.has_threads for workers in self._workers.values())
+        return self._in_flight.has_threads
 
     @property
     def is_busy(self) -> bool:
         """Whether a request has begun and is not finished."""
-        return self._running > 0 or self._is_starting
+        return self._in_flight.count > 0 or self._is_starting
 
     def _is_wanted(self) -> bool:
         """Whether to go on with what takes long and changes nothing."""
@@ -706,61 +680,17 @@ class Session:
         """Whether nobody hears a reply any more."""
         return self._is_gone or self._outbox.is_closed
 
-    def _pass_on(self, work: Later) -> None:
-        """Have it done once it has its range, if it needs one."""
-        if work.granted is None:
-            self._submit(work)
-        else:
-            work.granted.ask(lambda: self._submit(work))
-
-    def _submit(self, work: Later) -> None:
-        try:
-            self._workers[work.place].submit(lambda: self._work(work))
-        except OSError:
-            work.drop()
-            self._finish(work, self._refusal(work, errno.ENOMEM, "no more threads"))
-
-    # Called on a worker's thread
-
-    def _work(self, work: Later) -> None:
-        reply: Reply = ()
-        try:
-            if self._stopping:
-                work.drop()
-                reply = self._refusal(work, errno.ESHUTDOWN, STOPPING)
-            elif not work.changes and self._is_deaf():
-                work.drop()
-            else:
-                answer = work.run()
-                if isinstance(answer, Later):
-                    with self._lock:
-                        self._running_bytes += answer.held_bytes - work.held_bytes
-                    self._pass_on(answer)
-                    return
-                reply = answer
-        except Exception:
-            log.exception("%s: hanging up because of a bug in the server", self.client)
-            self._soon(self._end)
-        self._finish(work, reply)
+    def _instead(self, work: Later) -> Reply | None:
+        """What is replied in place of doing what was begun, and may have waited long; None if it is to be done."""
+        if self._stopping:
+            return self._refusal(work, errno.ESHUTDOWN, STOPPING)
+        if not work.changes and self._is_deaf():
+            return ()
+        return None
 
     def _refusal(self, work: Later, code: int, message: str) -> Reply:
         assert self._commands is not None
         return self._commands.error(work.request, code, message)
-
-    def _finish(self, work: Later, reply: Reply) -> None:
-        self._outbox.add(reply)
-        try:
-            sent_all = self._outbox.flush()
-        except (OSError, BrokenReply):
-            sent_all = False  # the loop's thread meets the same error, and ends the session
-        with self._lock:
-            self._running -= 1
-            self._running_bytes -= work.held_bytes
-            if self._running == 0 and self._ended:
-                self._all_done.notify_all()
-            wants_update = self._wants_update
-        if wants_update or not sent_all:
-            self._soon(self._update)
 
 
 def set_patience(sock: socket.socket) -> None:
