@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -85,6 +86,18 @@ def run(*command, status=0, cwd=ROOT, **options):
     )
     assert done.returncode == status, f"{command[0]}: status {done.returncode}, expected {status}: {done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def nbdkit_serving(place, *options):
+    """nbdkit with a megabyte of memory, at a Unix socket, while the context lasts."""
+    command = [need("nbdkit", "nbdkit"), "-f", "-U", place, *options, "memory", "1M"]
+    with subprocess.Popen(command) as server:
+        try:
+            eventually(place.exists, "nbdkit listens")
+            yield
+        finally:
+            server.terminate()
 
 
 def digest(path):

@@ -6,7 +6,6 @@ Source: NBD protocol, "TLS support", NBD_OPT_STARTTLS; nbd_connect_uri(3).
 import socket
 import ssl
 import struct
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from urllib.parse import quote
@@ -16,7 +15,7 @@ import trustme
 from certificates import write_certificates
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import MIB, need, run
+from servers import MIB, nbdkit_serving, need, run
 
 from impl.client import connect
 from impl.client.link import HandshakeError, export_info, list_exports
@@ -119,22 +118,13 @@ def test_libnbd_speaks_tls_with_the_server(serve_tls, certificates, small_base, 
 
 
 def test_the_client_speaks_tls_with_nbdkit(certificates, short_path):
-    nbdkit = need("nbdkit", "nbdkit")
     place, folder = short_path / "s", certificates["ours"]
-    options = ["-f", "-U", place, "--tls=require", f"--tls-certificates={folder}", "--tls-verify-peer"]
-    with subprocess.Popen([nbdkit, *options, "memory", "1M"]) as server:
-        try:
-            uri = f"nbds+unix:///?socket={place}&tls-certificates={folder}&tls-hostname=localhost"
-            for _ in range(500):
-                if place.exists():
-                    break
-                subprocess.run(["sleep", "0.02"], check=True)
-            assert export_info(uri).size == MIB
-            with connect(uri) as client:
-                client.pwrite(100, b"nbdkit")
-                assert client.pread(99, 8) == b"\0nbdkit\0"
-        finally:
-            server.terminate()
+    with nbdkit_serving(place, "--tls=require", f"--tls-certificates={folder}", "--tls-verify-peer"):
+        uri = f"nbds+unix:///?socket={place}&tls-certificates={folder}&tls-hostname=localhost"
+        assert export_info(uri).size == MIB
+        with connect(uri) as client:
+            client.pwrite(100, b"nbdkit")
+            assert client.pread(99, 8) == b"\0nbdkit\0"
 
 
 def test_over_tcp_the_host_has_to_be_the_one_in_the_certificate(serve_tls, certificates):

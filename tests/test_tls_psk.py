@@ -13,7 +13,7 @@ import psk_contexts
 import pytest
 from certificates import write_certificates
 from conform_servers import failed, serving
-from servers import MIB, SERVER, eventually, need, run
+from servers import MIB, SERVER, nbdkit_serving, need, run
 
 from check.conform.disk import VECTORS
 from check.conform.rule import RULES
@@ -182,19 +182,13 @@ def test_libnbd_speaks_with_the_server(secure_server, keys, keys_of, tmp_path):
 
 
 def test_the_client_speaks_with_nbdkit(keys, short_path, with_keys):
-    nbdkit = need("nbdkit", "nbdkit")
     place = short_path / "s"
-    options = ["-f", "-U", place, "--tls=require", f"--tls-psk={keys}"]
-    with subprocess.Popen([nbdkit, *options, "memory", "1M"]) as server:
-        try:
-            eventually(place.exists, "nbdkit listens")
-            uri = f"nbds+unix://bob@/?socket={place}&tls-psk-file={keys}"
-            assert export_info(uri).size == MIB
-            with connect(uri) as client:
-                client.pwrite(100, b"nbdkit")
-                assert client.pread(99, 8) == b"\0nbdkit\0"
-        finally:
-            server.terminate()
+    with nbdkit_serving(place, "--tls=require", f"--tls-psk={keys}"):
+        uri = secure(Target(path=str(place)), keys, "bob")
+        assert export_info(uri).size == MIB
+        with connect(uri) as client:
+            client.pwrite(100, b"nbdkit")
+            assert client.pread(99, 8) == b"\0nbdkit\0"
 
 
 def test_the_kit_holds_a_server_with_keys_to_the_rules_of_tls(secure_server, keys):
