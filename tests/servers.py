@@ -91,10 +91,11 @@ def run(*command, status=0, cwd=ROOT, **options):
 @contextmanager
 def nbdkit_serving(place, *options):
     """nbdkit with a megabyte of memory, at a Unix socket, while the context lasts."""
-    command = [need("nbdkit", "nbdkit"), "-f", "-U", place, *options, "memory", "1M"]
+    ready = place.with_suffix(".pid")  # nbdkit(1): written once it accepts connections
+    command = [need("nbdkit", "nbdkit"), "-f", "-U", place, "-P", ready, *options, "memory", "1M"]
     with subprocess.Popen(command) as server:
         try:
-            eventually(place.exists, "nbdkit listens")
+            eventually(ready.exists, "nbdkit listens")
             yield
         finally:
             server.terminate()
