@@ -5,6 +5,7 @@ Source:  design notes, section 7; the command's own help for the exit statuses.
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -143,6 +144,21 @@ def test_every_byte_tells_whose_it_is():
     assert in_words(runs_of(bytes(WHOLE), BASE)) == "zeroes everywhere"
     assert in_words(runs_of(BASE, BASE)) == "the base's everywhere", "though some of its bytes are zero"
     assert in_words(runs_of(block((WHOLE - 1, "A")), BASE)) == "A's in [0, 65535), the base's in [65535, 65536)"
+
+
+def test_what_is_nobodys_is_told_as_one_piece_whatever_its_bytes_look_like_by_chance():
+    """As a server does that reads another page, or memory that it never wrote."""
+    noise = random.Random(6).randbytes(WHOLE)
+    assert len(runs_of(noise, BASE)) > 1000
+    assert re.fullmatch(r"(\S+ in \[0, \d\), )?nobody's (everywhere|in \[\d, 65536\))", in_words(runs_of(noise, BASE)))
+    mixed = noise[:4096] + B[4096:8192] + noise[8192:]
+    assert "nobody's in [0, 4096), B's in [4096, 8192), nobody's in [8192, 65536)" in in_words(runs_of(mixed, BASE))
+
+
+def test_pieces_without_end_are_not_told_one_by_one():
+    told = in_words(runs_of(block(*[(8, "A"), (8, "B")] * 100), BASE))
+    assert told.startswith("A's in [0, 8), B's in [8, 16), ")
+    assert told.endswith(", B's in [120, 128), and 185 pieces more")
 
 
 # What tries show together

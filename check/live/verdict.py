@@ -17,6 +17,10 @@ from enum import Enum
 from check.live.programs import MASKS, Request, Source
 from model.device import Device, Failed, apply, contents
 
+# Fewer bytes than any request has: what is nobody's may look like somebody's for as long as that.
+TELLING_BYTES = 8
+SHOWN_MAX_COUNT = 16
+
 SOURCE_OF = {mask: source for source, mask in MASKS.items()}
 
 
@@ -97,8 +101,25 @@ def first_of(sources: frozenset[Source]) -> Source:
     return next(source for source in Source if source in sources)
 
 
+def without_chance(runs: Sequence[Run]) -> list[Run]:
+    """The same, but that a few bytes among nobody's are nobody's, too: one of 64 is somebody's by chance."""
+    told: list[Run] = []
+    for run in runs:
+        last = told[-1] if told else None
+        if last is None or last.source is not Source.NOBODY:
+            told.append(run)
+        elif run.source is Source.NOBODY or run.length < TELLING_BYTES:
+            told[-1] = Run(last.offset, last.length + run.length, Source.NOBODY)
+        else:
+            told.append(run)
+    return told
+
+
 def in_words(runs: Sequence[Run]) -> str:
     """For people: `B's everywhere`, or a list of ranges."""
-    if len(runs) == 1:
-        return f"{runs[0].source.value} everywhere"
-    return ", ".join(f"{run.source.value} in [{run.offset}, {run.offset + run.length})" for run in runs)
+    told = without_chance(runs)
+    if len(told) == 1:
+        return f"{told[0].source.value} everywhere"
+    shown = [f"{run.source.value} in [{run.offset}, {run.offset + run.length})" for run in told[:SHOWN_MAX_COUNT]]
+    left = len(told) - len(shown)
+    return ", ".join([*shown, f"and {left} pieces more"] if left else shown)
