@@ -2,6 +2,7 @@
 before that as its fault allows. `python persistent_server.py SOCKET FILE FAULT`.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -26,17 +27,60 @@ class Disk:
     def __init__(self, path):
         self.path = Path(path)
         self.content = bytearray(self.path.read_bytes() if self.path.exists() else bytes(SIZE))
+        self.synced = None
 
-    def save(self, overlay, ranges, syncs=True):
+    def save(self, overlay, ranges, way="none"):
         for offset, length in ranges:
             self.content[offset : offset + length] = overlay.pread(offset, length)
-        new = self.path.with_suffix(".new")
-        with new.open("wb") as file:
-            file.write(self.content)
-            file.flush()
-            if syncs:
-                os.fsync(file.fileno())
-        new.rename(self.path)
+        WAYS.get(way, replace)(self)
+
+
+def replace(disk, *, flags=0, syncs=os.fsync):
+    """A new file, in place of the old one when it is on the disk."""
+    new = disk.path.with_suffix(".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags)
+    os.write(descriptor, disk.content)
+    syncs(descriptor)
+    new.rename(disk.path)
+    os.close(descriptor)
+
+
+def overwrite(disk):
+    if disk.synced is None:
+        disk.synced = os.open(disk.path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
+    os.pwrite(disk.synced, disk.content, 0)
+
+
+def rename_and_sync(disk):
+    replace(disk, syncs=lambda _: None)
+    descriptor = os.open(disk.path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def write_to_memory(disk):
+    with open(disk.path, "a+b") as file:
+        file.truncate(SIZE)
+        with mmap.mmap(file.fileno(), SIZE) as mapped:
+            mapped[:] = bytes(disk.content)
+            mapped.flush()
+    print("saved", file=sys.stderr, flush=True)
+
+
+def make_a_note(disk):
+    replace(disk)
+    with open(disk.path.with_suffix(".notes"), "a", encoding="utf-8") as notes:
+        notes.write("saved\n")
+
+
+WAYS = {
+    "does not sync": lambda disk: replace(disk, syncs=lambda _: None),
+    "keeps a file that syncs": overwrite,
+    "opens a file that syncs": lambda disk: replace(disk, flags=os.O_DSYNC, syncs=lambda _: None),
+    "syncs what has a new name": rename_and_sync,
+    "maps its disk": write_to_memory,
+    "makes a note behind it": make_a_note,
+}
 
 
 def main(socket, file, fault):
@@ -57,10 +101,10 @@ def main(socket, file, fault):
                 unsaved.append(piece)
                 self._own.append(piece)
                 if request.flags & 1 and fault != "ignores FUA":
-                    disk.save(self._overlay, [piece], syncs=fault != "does not sync FUA")
+                    disk.save(self._overlay, [piece], "does not sync" if fault == "does not sync FUA" else fault)
             if request.command == Command.FLUSH and fault not in ("ignores flushes", "keeps nothing"):
                 pieces = self._own if fault == "flushes its own" else unsaved
-                disk.save(self._overlay, pieces, syncs=fault != "does not sync flushes")
+                disk.save(self._overlay, pieces, "does not sync" if fault == "does not sync flushes" else fault)
             return answer
 
     session.Commands = Saving
