@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from impl.errors import StartError
 
 # None of them has a certificate, so TLS 1.2 cannot be spoken with somebody who has one in place of the key.
-CIPHERS = "kECDHEPSK:kDHEPSK"
+# Nor may the key be all that there is: some of these would prove it, and encrypt nothing.
+CIPHERS = "kECDHEPSK:kDHEPSK:!eNULL"
 KEY_MIN_BYTES = 16
-# OpenSSL's limits, PSK_MAX_PSK_LEN and PSK_MAX_IDENTITY_LEN.
-KEY_MAX_BYTES, NAME_MAX_BYTES = 512, 256
+# OpenSSL's PSK_MAX_PSK_LEN; and PSK_MAX_IDENTITY_LEN, less what Python's `ssl` needs behind it.
+KEY_MAX_BYTES, NAME_MAX_BYTES = 512, 255
 
 Keys = Mapping[str, bytes]
 
@@ -30,7 +31,7 @@ def read_keys(path: str) -> Keys:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
-    except UnicodeDecodeError:
+    except ValueError:  # as UnicodeDecodeError is, too
         raise StartError(f"{path} is not UTF-8, so it holds no pre-shared keys") from None
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}; `psktool -u NAME -p FILE` makes a file of keys") from None
@@ -41,8 +42,8 @@ def read_keys(path: str) -> Keys:
         try:
             name, key = _parsed(line)
             if name in keys:
-                raise ValueError(f"{name!r} has a key already")
-        except ValueError as error:  # which never tells the key
+                raise ValueError("that name has a key already")
+        except ValueError as error:  # which tells nothing of the line: what is in the wrong place may be the key
             raise StartError(f"{path}, line {number}: {error}; expected NAME:KEY, the key in hex") from None
         keys[name] = key
     if not keys:
@@ -52,7 +53,7 @@ def read_keys(path: str) -> Keys:
 
 def _parsed(line: str) -> tuple[str, bytes]:
     """The name and the key in a line; ValueError where it has none."""
-    name, colon, digits = line.strip().rpartition(":")
+    name, colon, digits = line.strip().partition(":")
     if not (name and colon):
         raise ValueError("there is no name")
     if name.startswith("#"):
@@ -62,9 +63,9 @@ def _parsed(line: str) -> tuple[str, bytes]:
     try:
         key = bytes.fromhex(digits)
     except ValueError:
-        raise ValueError(f"the key of {name!r} is not hex") from None
+        raise ValueError("the key is not hex") from None
     if not KEY_MIN_BYTES <= len(key) <= KEY_MAX_BYTES:
-        raise ValueError(f"the key of {name!r} has {len(key)} bytes, not {KEY_MIN_BYTES} to {KEY_MAX_BYTES}")
+        raise ValueError(f"the key has {len(key)} bytes, not {KEY_MIN_BYTES} to {KEY_MAX_BYTES}")
     return name, key
 
 

@@ -21,11 +21,12 @@ from check.conform.run import subject_of
 from check.conform.subject import Settings
 from impl import psk, tls
 from impl.client import connect
-from impl.client.link import HandshakeError, export_info
+from impl.client.link import HandshakeError, export_info, tls_context
 from impl.client.uri import Target, parse
 from impl.client.uri import Tls as ClientTls
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Tls
+from impl.server.listeners import listen_unix, uri_of
 from impl.server.session import TlsOffer
 from impl.tls import TlsSocket, WouldBlock
 
@@ -137,7 +138,7 @@ def test_a_server_with_a_certificate_is_not_believed_to_have_the_key(version, ke
 def test_who_learns_a_key_later_cannot_read_what_went_before(context, keys, with_keys):
     names = [cipher["name"] for cipher in context(keys).get_ciphers() if cipher["protocol"] != "TLSv1.3"]
     assert names
-    assert all(name.startswith(("ECDHE-PSK-", "DHE-PSK-")) for name in names), names
+    assert all(name.startswith(("ECDHE-PSK-", "DHE-PSK-")) and "NULL" not in name for name in names), names
     assert context(keys).minimum_version == ssl.TLSVersion.TLSv1_2
 
 
@@ -219,15 +220,19 @@ NO_KEYS = [  # (claim, lines, what is said)
     ("lines that are blank", ["", "  "], "holds no keys"),
     ("no colon", ["alice"], "line 1: there is no name"),
     ("no name", [f":{ALICE}"], "line 1: there is no name"),
-    ("a key that is not hex", ["", "alice:secret"], "line 2: the key of 'alice' is not hex"),
+    ("a key that is not hex", ["", "alice:secret"], "line 2: the key is not hex"),
     ("half a byte", [f"alice:{ALICE}a"], "is not hex"),
     ("a key that can be guessed", [f"alice:{'00' * 15}"], "has 15 bytes, not 16 to 512"),
     ("an empty key", ["alice:"], "has 0 bytes"),
     ("more than OpenSSL takes", [f"alice:{'00' * 513}"], "has 513 bytes"),
-    ("a name of more than OpenSSL takes", [f"{'a' * 257}:{ALICE}"], "more than 256"),
+    ("a name of more than OpenSSL takes", [f"{'a' * 256}:{ALICE}"], "more than 255"),
     ("a name with a zero byte", [f"al\0ice:{ALICE}"], "zero byte"),
+    ("the key before the name", [f"{ALICE}:alice"], "line 1: the key is not hex"),
+    ("something behind the key", [f"alice:{ALICE}:"], "is not hex"),
+    ("a note behind the key", [f"alice:{ALICE}: mine"], "is not hex"),
+    ("two keys", [f"alice:{ALICE}:{BOB}"], "is not hex"),
     ("a name in hex", [f"#616c:{ALICE}"], r"in hex \(#\) is not understood"),
-    ("one name twice", [f"alice:{ALICE}", f"alice:{BOB}"], "line 2: 'alice' has a key already"),
+    ("one name twice", [f"alice:{ALICE}", f"alice:{BOB}"], "line 2: that name has a key already"),
 ]
 
 
@@ -240,7 +245,6 @@ def test_there_are_no_keys_in(claim, lines, said, keys_of):
 
 def test_keys_are_read_as_psktool_writes_them(keys, keys_of):
     assert psk.read_keys(keys) == {"alice": bytes.fromhex(ALICE), "bob": bytes.fromhex(BOB)}
-    assert psk.read_keys(keys_of("colon", f"urn:x:{BOB}")) == {"urn:x": bytes.fromhex(BOB)}
     with pytest.raises(StartError, match=r"No such file.*psktool"):
         psk.read_keys(f"{keys}.not")
     with pytest.raises(StartError, match="psktool"):
@@ -256,6 +260,26 @@ def test_bytes_that_are_no_text_hold_no_keys(tmp_path):
 def test_a_name_without_a_key_is_told_whose_there_are(keys, with_keys):
     with pytest.raises(StartError, match="no key for 'carol', only for 'alice', 'bob'"):
         psk.client_context(keys, "carol")
+
+
+def test_who_has_no_name_is_told_to_say_whose_key_it_is(keys, monkeypatch):
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("impl.client.link.getuser", nobody)
+    with pytest.raises(StartError, match="nbds://NAME@HOST"):
+        tls_context(ClientTls(psk_file=keys))
+
+
+@pytest.mark.parametrize("name", ["", "disk"])
+def test_what_is_told_of_a_server_is_enough_to_connect_to_it(name, keys, short_path):
+    who = ClientTls(psk_file=keys, username="al@ice")
+    with listen_unix(str(short_path / "s")) as listener:
+        target = parse(uri_of(listener, name, True, "al@ice", keys))
+    assert (target.export, target.path, target.tls) == (name, str(short_path / "s"), who)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = parse(uri_of(listener, name, True, "al@ice", keys))
+        assert (target.export, target.port, target.tls) == (name, listener.getsockname()[1], who)
 
 
 URIS = [
@@ -277,6 +301,8 @@ WRONG_URIS = [
     ("nbds://alice@host/", "nbds and tls-psk-file"),
     ("nbd://host/?tls-psk-file=/k", "not known"),
     ("nbds://alice:secret@host/?tls-psk-file=/k", "no password"),
+    ("nbds://alice:secret@host/", "no password"),
+    ("nbds://host/?tls-psk-file=a%00", "zero byte"),
     ("nbds://@host/?tls-psk-file=/k", "one name"),
     ("nbds://host/?tls-psk-file=/k&tls-certificates=/c", "no certificate"),
     ("nbds://host/?tls-psk-file=/k&tls-verify-peer=false", "no certificate"),
@@ -286,8 +312,9 @@ WRONG_URIS = [
 
 @pytest.mark.parametrize(("uri", "said"), WRONG_URIS, ids=[uri for uri, _ in WRONG_URIS])
 def test_a_uri_is_refused_that_would_mean_less_than_it_says(uri, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as refused:
         parse(uri)
+    assert "secret" not in str(refused.value)
 
 
 WRONG_OPTIONS = [
@@ -311,6 +338,8 @@ WRONG_KIT_OPTIONS = [
     (["--start", "true", "--tls-username", "alice"], 2, "is missing"),
     (["nbds://localhost", "--tls-psk", "k"], 2, "a URI says it itself"),
     (["--start", "true", "--tls-psk", "no-such-file"], 1, "No such file"),
+    (["nbds://alice@localhost/?tls-psk-file=no-such-file"], 1, "No such file"),
+    (["nbds://localhost/?tls-certificates=no-such-folder"], 1, "no-such-folder: there is no such folder"),
 ]
 
 

@@ -17,7 +17,6 @@ import click
 from check.conform.rule import CLAIMS, Verdict
 from check.conform.run import Result, as_json, as_junit, chosen, line, run, subject_of, summary
 from check.conform.subject import Settings
-from impl.client.link import tls_context
 from impl.client.uri import Target, Tls
 from impl.errors import StartError, UsageError
 from impl.server.command import fail_in_one_line
@@ -116,7 +115,7 @@ def conform(
         raise UsageError("--export and --tls go with --start; a URI says it itself: nbds://HOST/EXPORT")
     with_tls = tls or tls_certificates or tls_psk
     secure = Tls(tls_certificates, None, tls_psk is not None, tls_psk, tls_username) if with_tls else None
-    prepare(keep, secure, json_file, junit_file)
+    prepare(keep, json_file, junit_file)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     progress = Progress()
@@ -144,12 +143,8 @@ def conform(
     sys.exit(1 if any(result.is_violation for result in results) else 0)
 
 
-def prepare(keep: str | None, tls: Tls | None, *files: str | None) -> None:
+def prepare(keep: str | None, *files: str | None) -> None:
     """Find out before a long run what would go wrong behind it; StartError says what."""
-    if tls is not None and tls.certificates is not None and not Path(tls.certificates).is_dir():
-        raise StartError(f"--tls-certificates {tls.certificates}: there is no such folder")
-    if tls is not None and tls.psk_file is not None:
-        tls_context(tls)
     if keep is not None:
         try:
             Path(keep).mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import struct
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -21,7 +22,7 @@ from check.conform.rule import Closed, Failure
 from impl.client.link import Deadline, Stream, open_socket, tls_context
 from impl.client.tls import TlsStream
 from impl.client.uri import Target, Tls
-from impl.errors import PeerError
+from impl.errors import PeerError, StartError
 from impl.nbd import wire
 from impl.nbd.constants import (
     BLOCK_PREFERRED_DEFAULT_BYTES,
@@ -53,6 +54,13 @@ REPLIES_MAX = 10_000
 RECEIVE_BYTES = 1 << 16
 PIECE_MAX_BYTES = 1 << 20
 REPLY_MAX_BYTES = 80 << 20
+
+
+def context_of(tls: Tls | None) -> ssl.SSLContext:
+    """For TLS with whoever the server is, as one may be known to it; StartError for files that are of no use."""
+    if tls is not None and tls.certificates is not None and not Path(tls.certificates).is_dir():
+        raise StartError(f"{tls.certificates}: there is no such folder of certificates")
+    return tls_context(replace(tls or Tls(), verify_peer=False))
 
 
 class Unreachable(Failure):
@@ -242,7 +250,7 @@ class Link:
 
     def shake_tls_hands(self, newest: ssl.TLSVersion | None = None) -> None:
         """Everything from here on through TLS, of no newer version than that."""
-        context = tls_context(replace(self._target.tls or Tls(), verify_peer=False))
+        context = context_of(self._target.tls)
         if newest is not None:
             context.maximum_version = newest
         try:

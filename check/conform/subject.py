@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from check.conform.disk import VECTORS, Disk, Upstreams
-from check.conform.link import Link, Unreachable
+from check.conform.link import Link, Unreachable, context_of
 from check.conform.place import BASE, BASE_URI, Place, names
 from check.conform.rule import Failure, NotApplicable
 from impl.client import Client, connect
@@ -102,8 +102,10 @@ class Subject:
 
 
 def there(uri: str, settings: Settings | None = None) -> Subject:
-    """A server that runs already."""
-    return Subject(parse(uri), settings=settings or Settings())
+    """A server that runs already; StartError for secrets that are of no use."""
+    target = parse(uri)
+    context_of(target.tls)  # or each rule would blame the server for a file of ours
+    return Subject(target, settings=settings or Settings())
 
 
 def probe(subject: Subject) -> None:
@@ -130,6 +132,7 @@ def started(command: str, wanted: Target | None = None, settings: Settings | Non
     wanted:  which export, and whether TLS is spoken
     """
     settings = settings or Settings()
+    context_of(None if wanted is None else wanted.tls)  # as for `there`
     with settings.upstreams:
         subject = Subject(wanted or Target(), command, settings)
         with subject.fresh() as first:

@@ -16,6 +16,7 @@ from getpass import getuser
 from impl import psk
 from impl.client.tls import TlsStream
 from impl.client.uri import Target, Tls, parse
+from impl.errors import StartError
 from impl.nbd.agreement import ExportInfo, Phase
 from impl.nbd.client_handshake import ClientHandshake, Goal
 from impl.nbd.wire import MetaContext, ServerEntry
@@ -112,7 +113,15 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     """As a URI says how to make sure of a server. StartError for files that are missing or of no use."""
     if tls.psk_file is None:
         return client_context(tls.certificates, tls.verify_peer)
-    return psk.client_context(tls.psk_file, getuser() if tls.username is None else tls.username)
+    return psk.client_context(tls.psk_file, login_name() if tls.username is None else tls.username)
+
+
+def login_name() -> str:
+    """Of who runs this; StartError if there is none, as of a number that no user has."""
+    try:
+        return getuser()
+    except (ImportError, KeyError, OSError):  # which of them depends on Python's version
+        raise StartError("whose pre-shared key? Who runs this has no name: say it, as in nbds://NAME@HOST") from None
 
 
 def ask(uri: str, goal: Goal, timeout_s: float | None, queries: tuple[str, ...] = ()) -> ClientHandshake:

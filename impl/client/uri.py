@@ -9,6 +9,7 @@ Omits:   nbd+vsock.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
@@ -111,6 +112,8 @@ def _parameters(uri: str, parts: SplitResult, known: Collection[str]) -> dict[st
             raise _wrong(uri, f"parameter {name!r} is not known")
         if name in found:
             raise _wrong(uri, f"one {name}= is needed, not two")
+        if "\0" in value:
+            raise _wrong(uri, f"{name}= has a zero byte")
         found[name] = value
     return found
 
@@ -146,4 +149,5 @@ def _export(uri: str, parts: SplitResult) -> str:
 
 
 def _wrong(uri: str, reason: str) -> UsageError:
+    uri = re.sub(r"(?<=//)[^/@]*:[^/@]*@", "...@", uri)  # a password is not repeated
     return UsageError(f"{uri!r} is not an NBD URI: {reason}; expected {FORMS}")

@@ -391,7 +391,7 @@ def run(options: Options) -> int:
             if is_clean:
                 finish()
         else:
-            announce(exports, named, sockets[0], options.tls == Tls.REQUIRE.value)
+            announce(exports, named, sockets[0], options)
             is_clean = server.run(sockets)
         return STOPPED if is_clean else COULD_NOT_SERVE
 
@@ -431,7 +431,7 @@ def tls_offer(options: Options) -> TlsOffer:
 
 def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
     """Serve while a command runs; its exit status."""
-    uri = listeners.uri_of(sockets[0], default_of(options), options.tls == Tls.REQUIRE.value)
+    uri = uri_of(sockets[0], default_of(options), options)
     command.start(variables(sockets[0], uri, options), server.stop)
     server.run(sockets)
     return command.end()
@@ -499,13 +499,22 @@ def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, 
     }
 
 
+def uri_of(listener: socket.socket, name: str, options: Options) -> str:
+    """Where a client finds an export; with a key, if it needs one: the first in the file."""
+    if options.tls != Tls.REQUIRE.value or options.tls_psk is None:
+        return listeners.uri_of(listener, name, options.tls == Tls.REQUIRE.value)
+    from impl.psk import read_keys  # noqa: PLC0415 - it takes long to load
+
+    return listeners.uri_of(listener, name, True, next(iter(read_keys(options.tls_psk))), options.tls_psk)
+
+
 def announce(
-    exports: Mapping[str, Export], named: Mapping[str, str | None], listener: socket.socket, is_secure: bool
+    exports: Mapping[str, Export], named: Mapping[str, str | None], listener: socket.socket, options: Options
 ) -> None:
     """Tell people where to connect, and newcomers how."""
     lines = []
     for name, export in exports.items():
-        base, uri = named[name], listeners.uri_of(listener, name, is_secure)
+        base, uri = named[name], uri_of(listener, name, options)
         what = "a demonstration disk" if base is None else base
         lines.append(f"cowproof: serving {one_line(what)} ({format_size(export.info.size)}) at {uri}")
     if None in named.values():

@@ -131,13 +131,23 @@ def inherited(environment: Mapping[str, str]) -> list[socket.socket]:
     return listeners
 
 
-def uri_of(listener: socket.socket, export_name: str, is_secure: bool = False) -> str:
-    """What a client is given to connect to `listener`; `is_secure` says that it has to use TLS."""
+def uri_of(
+    listener: socket.socket, export_name: str, is_secure: bool = False, user: str = "", key_file: str = ""
+) -> str:
+    """What a client is given to connect to `listener`.
+
+    is_secure:       it has to use TLS
+    user, key_file:  and with the pre-shared key of a name in a file, if there is one
+    """
     name = quote(export_name, safe="/")
     scheme = "nbds" if is_secure else "nbd"
+    who = f"{quote(user, safe='')}@" if user else ""
+    key = f"tls-psk-file={quote(os.path.abspath(key_file), safe='/')}" if user else ""
     if listener.family == socket.AF_UNIX:
-        return f"{scheme}+unix:///{name}?socket={quote(os.path.abspath(str(listener.getsockname())), safe='/')}"
+        place = quote(os.path.abspath(str(listener.getsockname())), safe="/")
+        return f"{scheme}+unix://{who}/{name}?socket={place}{f'&{key}' if key else ''}"
     host, port = listener.getsockname()[:2]
     host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
     where = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{where}{'' if port == 10809 else f':{port}'}{f'/{name}' if name else ''}"
+    path = f"/{name}?{key}" if key else f"/{name}" if name else ""
+    return f"{scheme}://{who}{where}{'' if port == 10809 else f':{port}'}{path}"
