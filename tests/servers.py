@@ -89,10 +89,10 @@ def run(*command, status=0, cwd=ROOT, **options):
 
 
 @contextmanager
-def nbdkit_serving(place, *options):
-    """nbdkit with a megabyte of memory, at a Unix socket, while the context lasts."""
+def nbdkit_serving(place, *options, size="1M"):
+    """nbdkit with so much memory, at a Unix socket, while the context lasts."""
     ready = place.with_suffix(".pid")  # nbdkit(1): written once it accepts connections
-    command = [need("nbdkit", "nbdkit"), "-f", "-U", place, "-P", ready, *options, "memory", "1M"]
+    command = [need("nbdkit", "nbdkit"), "-f", "-U", place, "-P", ready, *options, "memory", size]
     with subprocess.Popen(command) as server:
         try:
             eventually(ready.exists, "nbdkit listens")

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
-from servers import KIB, MIB, eventually, need, run
+from servers import KIB, MIB, eventually, nbdkit_serving, need, run
 
 from impl.base import nbd
 from impl.base.file import FileBase
@@ -267,9 +267,22 @@ def test_a_chain_of_three_servers_serves_the_disk_with_all_its_layers(serve, sma
         assert client.pread(100, 9) == b"first" + small_base.read_bytes()[105:109]
 
 
+class Nobody:
+    """Who does not listen."""
+
+    def extend(self, _data):
+        pass
+
+    def __bool__(self):
+        return False
+
+
 @contextmanager
-def overheard(place, upstream):
-    """What one after another who connects to a place says to the server at another: a list of what each has said."""
+def overheard(place, upstream, *, tells_ends=True):
+    """What one after another who connects to a place says to the server at another: a list of what each has said.
+
+    tells_ends:  whether they are told that the server has closed
+    """
     said, threads = [], []
 
     def pass_on(source, target, heard):
@@ -277,7 +290,8 @@ def overheard(place, upstream):
             while data := source.recv(1 << 16):
                 heard.extend(data)
                 target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+            if tells_ends or heard:
+                target.shutdown(socket.SHUT_WR)
 
     def accept():
         with suppress(OSError):
@@ -287,7 +301,7 @@ def overheard(place, upstream):
                 stack.enter_context(ours)
                 theirs.connect(str(upstream))
                 said.append(bytearray())
-                for source, target, heard in ((ours, theirs, said[-1]), (theirs, ours, bytearray())):
+                for source, target, heard in ((ours, theirs, said[-1]), (theirs, ours, Nobody())):
                     threads.append(threading.Thread(target=pass_on, args=(source, target, heard)))
                     threads[-1].start()
 
@@ -309,10 +323,13 @@ def last_command(said):
     return said[-size + 7]
 
 
-def test_the_other_server_is_told_goodbye_on_every_connection_when_ours_stops(serve, small_base, short_path):
+@pytest.mark.parametrize("tells_ends", [True, False], ids=["and closes", "and does not close"])
+def test_the_other_server_is_told_goodbye_on_every_connection_when_ours_stops(
+    tells_ends, serve, small_base, short_path
+):
     """ "A party MUST NOT initiate a hard disconnect save where set out in this section"."""
     upstream = serve(small_base)
-    with overheard(short_path / "between", upstream.socket) as said:
+    with overheard(short_path / "between", upstream.socket, tells_ends=tells_ends) as said:
         ours = serve(f"nbd+unix:///?socket={short_path / 'between'}")
         with connect(ours.uri) as client:
             reads = [client.pread_async(step * 64 * KIB, 64 * KIB) for step in range(2 * CONNECTIONS)]
@@ -321,6 +338,22 @@ def test_the_other_server_is_told_goodbye_on_every_connection_when_ours_stops(se
         assert ours.stop() == 0
         assert len(said) == CONNECTIONS
     assert [last_command(heard) for heard in said] == [Command.DISC] * CONNECTIONS
+
+
+def test_a_server_whose_disk_cannot_be_served_is_told_goodbye_too(short_path):
+    upstream = short_path / "s"
+    with nbdkit_serving(upstream, size="0"), overheard(short_path / "between", upstream) as said:
+        with pytest.raises(StartError, match="it is empty"):
+            NbdBase(f"nbd+unix:///?socket={short_path / 'between'}")
+    assert [last_command(heard) for heard in said] == [Command.DISC]
+
+
+def test_a_base_that_is_closed_is_not_opened_again_by_who_reads_it(short_path):
+    with served(BytesBase(CONTENT), short_path / "s") as uri:
+        base = NbdBase(uri, retry_s=0.0)
+        base.close()
+        with pytest.raises(OSError, match="the base is closed"):
+            base.pread(0, 10)
 
 
 def test_a_server_that_does_not_hear_our_goodbye_keeps_nobody(serve, small_base):

@@ -51,12 +51,15 @@ class _Connection:
         self._open = open_client
         self._lock = threading.Lock()
         self._client = first
+        self._is_closed = False
         self._backoff_s = BACKOFF_MIN_S
         self._not_before_s = 0.0
 
     def client(self) -> Client:
         """One that lives; ConnectionError when it is too early to try again, OSError when trying has failed."""
         with self._lock:
+            if self._is_closed:
+                raise ConnectionError("the base is closed")
             if self._client is not None and self._client.alive:
                 return self._client
             now_s = time.monotonic()
@@ -78,8 +81,15 @@ class _Connection:
             if self._client is client:
                 self._drop()
 
+    def say_goodbye(self) -> None:
+        """For good, if there is anybody to say it to."""
+        with self._lock:
+            self._is_closed = True
+            if self._client is not None:
+                self._client.say_goodbye()
+
     def close(self) -> None:
-        """Say goodbye, if there is anybody to say it to."""
+        """Wait until the server has heard it."""
         with self._lock:
             if self._client is not None:
                 self._client.disconnect(wait=False)
@@ -105,7 +115,7 @@ class NbdBase:
         except (OSError, ValueError) as error:  # ValueError: a host's name that cannot be one
             raise StartError(f"cannot read {quoted(uri)}: {error}") from None
         if not first.size:
-            first.close()
+            first.disconnect(wait=False)
             raise StartError(f"cannot serve {quoted(uri)}: it is empty, expected at least 1 byte")
         self.size = first.size
         what = first.export.description or first.export.name or "another server's export"
@@ -129,7 +139,7 @@ class NbdBase:
             raise ConnectionError(str(error)) from None
         found = (client.size, client.block_min, client.payload_max)
         if self.size and found != self._expected:
-            client.close()
+            client.disconnect(wait=False)
             raise ConnectionError(
                 f"the export is another one now: size and limits are {found}, expected {self._expected}"
             )
@@ -233,5 +243,7 @@ class NbdBase:
         return None
 
     def close(self) -> None:
+        for connection in self._connections:  # all, before the first is waited for
+            connection.say_goodbye()
         for connection in self._connections:
             connection.close()

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import NoReturn, cast
 
@@ -409,10 +409,12 @@ def part_with(bases: Mapping[str, Base]) -> None:
     """Close them. Another server is to be told goodbye ("Terminating the transmission phase"); if it hears us."""
     partings = [threading.Thread(target=base.close, daemon=True) for base in bases.values()]
     for parting in partings:
-        parting.start()
+        with suppress(RuntimeError):  # the system has no more threads, and the sockets close by themselves
+            parting.start()
     ends_s = time.monotonic() + PARTING_S
     for parting in partings:
-        parting.join(max(0.0, ends_s - time.monotonic()))
+        if parting.ident is not None:
+            parting.join(max(0.0, ends_s - time.monotonic()))
 
 
 def tls_offer(options: Options) -> TlsOffer:
