@@ -23,9 +23,9 @@ from click.testing import CliRunner
 from conform_servers import InProcess, failed, serving
 from servers import need
 
-from check.conform import link, room
+from check.conform import concurrency, link, room
 from check.conform.command import conform
-from check.conform.rule import RULES, Need, Rule, Verdict
+from check.conform.rule import RULES, Failure, Need, Rule, Verdict
 from check.conform.run import chosen, run, verdict_of
 from check.conform.subject import Settings, Subject, started
 from impl.client.uri import Target
@@ -124,7 +124,7 @@ def of_mine(mark):
 def test_where_the_kit_has_no_room_no_server_is_blamed(only, monkeypatch):
     """What a server writes goes to the kit's folder, too, and would fail there."""
     free = iter([1 << 40] * 2)  # when it begins
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 100 << 10)))
+    monkeypatch.setattr(room, "free_bytes", lambda _: next(free, 100 << 10))
     server = shlex.join([sys.executable, "-m", "impl.server"])
     done = CliRunner().invoke(
         conform, ["--start", f"{server} -U $unixsocket $baseuri", "--only", only, "--only", "tls/*"]
@@ -142,6 +142,52 @@ def test_a_file_of_the_kit_that_cannot_be_written_is_no_failure_of_a_server(monk
     with pytest.raises(room.NoRoom, match=r"cannot write to .*: No space left"):
         with started("exec true $unixsocket $base"):
             pass
+
+
+def test_what_fails_while_the_disk_is_full_is_nobodys_fault(monkeypatch):
+    with pytest.raises(ValueError, match="mistake"), room.temporary_folder() as folder:
+        raise ValueError("a mistake")
+    assert not folder.exists()
+    monkeypatch.setattr(room, "is_full", lambda _: True)
+    with room.temporary_folder():
+        pass
+    with pytest.raises(room.NoRoom, match=r"is full, .* whose fault it is: a mistake"), room.temporary_folder():
+        raise ValueError("a mistake")
+
+
+DISKS = [  # (claim, free blocks of 4 KiB, files there may be in all, more files, whether it is full)
+    ("empty", 1 << 20, 1000, 900, False),
+    ("without a limit of files", 1 << 20, 0, 0, False),
+    ("without room", 1, 1000, 900, True),
+    ("with too many files", 1 << 20, 1000, 1, True),
+]
+
+
+@pytest.mark.parametrize(("claim", "blocks", "files", "more", "expected"), DISKS, ids=[disk[0] for disk in DISKS])
+def test_a_disk_is_full_of_bytes_or_of_files(claim, blocks, files, more, expected, monkeypatch, tmp_path):
+    found = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_files=files, f_favail=more)
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert room.is_full(tmp_path) is expected
+
+
+def test_a_rule_that_fails_because_a_server_fills_the_disk_ends_the_kit(monkeypatch):
+    monkeypatch.setattr(room, "is_full", lambda _: True)
+    rule = RULES["handshake/list"]
+    broken = Rule(rule.name, rule.need, rule.section, rule.says, fails)
+    with started(f"exec {shlex.join([sys.executable, '-m', 'impl.server'])} -U $unixsocket memory:1M") as subject:
+        with pytest.raises(room.NoRoom):
+            verdict_of(broken, subject)
+
+
+def fails(_subject):
+    raise Failure("a write fails")
+
+
+def test_a_history_that_cannot_be_kept_is_no_failure_of_a_server(tmp_path):
+    (tmp_path / "history").write_text("seen", encoding="utf-8")
+    subject = Subject(Target(path="s"), settings=Settings(keep=tmp_path / "not-there"))
+    with pytest.raises(room.NoRoom, match=r"cannot write to .*not-there"):
+        list(concurrency._kept(subject, tmp_path / "history", "sector"))
 
 
 def test_a_server_that_goes_into_the_background_is_ended_with_all_it_left(short_path, monkeypatch):

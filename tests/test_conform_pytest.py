@@ -65,6 +65,36 @@ def test_they_have_names_by_which_they_are_chosen(tmp_path, uri):
         assert count_told in run_pytest(tmp_path, *server, "-k", chosen_by).stdout, chosen_by
 
 
+def test_no_server_is_wanted_for_tests_that_need_none(tmp_path):
+    (tmp_path / "test_own.py").write_text("def test_own(): assert True\n")
+    gone = ["--nbd-start", "false $unixsocket"]
+    for arguments in (["-k", "test_own"], ["test_own.py"], ["test_own.py::test_own"]):
+        done = run_pytest(tmp_path, *gone, *arguments)
+        assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout + done.stderr
+    done = run_pytest(tmp_path, *gone, "--collect-only", "-q")
+    assert "nbd::handshake/greeting\n" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_full_disk_of_the_kit_ends_it_and_fails_no_rule(tmp_path, uri):
+    (tmp_path / "conftest.py").write_text(FULL)
+    done = run_pytest(tmp_path, "--nbd-uri", uri, "--nbd-only", "tls handshake/list")
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "Exit: there is no room here" in done.stdout
+    assert "failed" not in done.stdout
+
+
+FULL = """
+import check.conform.run
+from check.conform.room import NoRoom
+
+def full(rule, subject):
+    raise NoRoom("there is no room here")
+
+check.conform.run.verdict_of = full
+"""
+
+
 def test_the_settings_of_a_project_do_as_well(tmp_path, uri):
     (tmp_path / "pytest.ini").write_text(f"[pytest]\nnbd_uri = {uri}\nnbd_only = handshake/greeting handshake/list\n")
     assert "2 passed" in run_pytest(tmp_path).stdout

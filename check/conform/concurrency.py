@@ -206,6 +206,7 @@ def check_level(subject: Subject, level: Level) -> None:
     if level not in subject.settings.claims:
         raise NotApplicable(f"not claimed: --claim {level}")
     subject.needs_its_disk()
+    # The folder is the inner one: what is looked at when something fails still holds the history.
     with subject.fresh(LEVEL_DISK) as server, temporary_folder() as folder:
         path = folder / "history.jsonl"
         recipe = _recipe(server, level)

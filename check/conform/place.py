@@ -19,7 +19,7 @@ from pathlib import Path
 
 from check.conform.disk import Disk, Upstreams
 from check.conform.link import Link
-from check.conform.room import folder_with_room, kept_in
+from check.conform.room import folder_with_room, kept_in, not_full
 from check.conform.rule import Failure
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
@@ -74,7 +74,9 @@ class Place:
         A Failure that is raised meanwhile says, too, if the server has ended by itself.
         """
         Path(self.target.path).unlink(missing_ok=True)
-        with self._log.open("wb") as said:
+        with kept_in(self._folder):
+            log = self._log.open("wb")
+        with log as said:
             process = subprocess.Popen(
                 self._command,
                 shell=True,
@@ -85,8 +87,9 @@ class Place:
                 env={**os.environ, **self._variables},
             )
         try:
-            self._wait_until_it_listens(process)
-            yield
+            with not_full(self._folder):
+                self._wait_until_it_listens(process)
+                yield
         except Failure as failure:
             if self._has_ended(process, ENDING_S):
                 raise Failure(f"{failure}\nthe server has ended: {self.said() or 'it said nothing'}") from None

@@ -61,21 +61,33 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """A test for each rule, behind all others, if there is a server to try."""
     if not (_told(config, "nbd_start") or _told(config, "nbd_uri")):
         return
-    if any("::" in argument for argument in config.args):  # a test was asked for by its name
+    if any("::" in argument or Path(argument).is_file() for argument in config.args):  # other tests, by their names
         return
     from check.conform.run import chosen  # noqa: PLC0415 - only those who want it should wait for it
-    from impl.errors import StartError, UsageError  # noqa: PLC0415
+    from impl.errors import UsageError  # noqa: PLC0415
 
     try:
         rules = chosen(_told(config, "nbd_only").split())
-        config.stash[SUBJECT] = config.stash.setdefault(STACK, ExitStack()).enter_context(_subject(config))
-    except (UsageError, StartError) as error:
+    except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     suite = Suite.from_parent(session, name="nbd", nodeid="nbd", path=Path(session.startpath))
     suite.rules = rules
     found = list(suite.collect())
     config.hook.pytest_collectreport(report=pytest.CollectReport(suite.nodeid, "passed", None, [*found]))
     items.extend(found)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """There has to be a server, if one of the rules is still to be tried."""
+    config = session.config
+    if config.option.collectonly or not any(isinstance(item, RuleItem) for item in session.items):
+        return
+    from impl.errors import StartError, UsageError  # noqa: PLC0415
+
+    try:
+        config.stash[SUBJECT] = config.stash.setdefault(STACK, ExitStack()).enter_context(_subject(config))
+    except (UsageError, StartError) as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def _subject(config: pytest.Config) -> AbstractContextManager[Subject]:
@@ -119,11 +131,15 @@ class RuleItem(pytest.Item):
 
     def runtest(self) -> None:
         """Try it."""
+        from check.conform.room import NoRoom  # noqa: PLC0415
         from check.conform.rule import Need, Verdict  # noqa: PLC0415
         from check.conform.run import verdict_of  # noqa: PLC0415
 
         subject = self.config.stash[SUBJECT]
-        verdict, detail = verdict_of(self.rule, subject)
+        try:
+            verdict, detail = verdict_of(self.rule, subject)
+        except NoRoom as error:
+            pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         if verdict in (Verdict.NOT_OFFERED, Verdict.NOT_APPLICABLE):
             pytest.skip(f"{verdict.value}: {detail}")
         if verdict is Verdict.PASS:
