@@ -28,6 +28,7 @@ from check.conform.command import conform
 from check.conform.rule import RULES, Failure, Need, Rule, Verdict
 from check.conform.run import chosen, run, verdict_of
 from check.conform.subject import Settings, Subject, started
+from check.history.record import NoSpace
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Phase, Tls
@@ -181,6 +182,16 @@ def test_a_rule_that_fails_because_a_server_fills_the_disk_ends_the_kit(monkeypa
 
 def fails(_subject):
     raise Failure("a write fails")
+
+
+def test_a_history_for_which_there_is_no_room_is_no_failure_of_a_server(monkeypatch, short_path):
+    def full(_recipe, _path):
+        raise NoSpace("no room for the history")
+
+    monkeypatch.setattr(concurrency, "record", full)
+    subject = InProcess(Target(path=str(short_path / "s")), settings=Settings(claims=frozenset({"block"})))
+    with pytest.raises(room.NoRoom, match="no room for the history"):
+        verdict_of(RULES["concurrency/block"], subject)
 
 
 def test_a_history_that_cannot_be_kept_is_no_failure_of_a_server(tmp_path):

@@ -3,6 +3,7 @@
 Against a real server; short runs, for what is claimed here is in each of them.
 """
 
+import errno
 import json
 from collections import Counter
 
@@ -10,9 +11,9 @@ import pytest
 from servers import KIB
 
 from check.history.format import load
-from check.history.record import Recipe, record
+from check.history.record import NoSpace, Recipe, is_no_space, record
 from impl.base.pattern import pattern
-from impl.client import connect
+from impl.client import NbdError, connect
 from impl.errors import StartError, UsageError
 from impl.history_tags import GRANULE
 from model.history import OK, PENDING
@@ -154,6 +155,16 @@ def test_a_server_that_lets_nobody_write_shows_nothing(serve, path):
 def test_a_base_that_is_too_small_is_refused(serve, path):
     with pytest.raises(UsageError, match="has 65536 bytes: expected at least 1048576"):
         recorded(serve(BASE).uri, path, base="pattern:64K")
+
+
+def test_no_room_for_the_history_is_told_from_no_room_at_the_server(serve):
+    with pytest.raises(NoSpace, match="/dev/full: cannot record: No space left on device"):
+        recorded(serve(BASE).uri, "/dev/full", base=BASE)
+    assert is_no_space(OSError(errno.ENOSPC, "ours"))
+    assert is_no_space(OSError(errno.EDQUOT, "ours"))
+    assert not is_no_space(NbdError(errno.ENOSPC, "the server's"))
+    assert not is_no_space(ConnectionResetError(errno.ECONNRESET, "gone"))
+    assert not is_no_space(StartError("no space"))
 
 
 def test_a_server_that_leaves_ends_the_recording(serve, path):

@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 
 from check.conform.disk import Disk
-from check.conform.room import kept_in, temporary_folder
+from check.conform.room import NoRoom, kept_in, temporary_folder
 from check.conform.rule import Failure, Need, NotApplicable, NotOffered, add
 from check.conform.subject import Subject
 from check.history.format import load
-from check.history.record import Recipe, record
+from check.history.record import NoSpace, Recipe, record
 from check.history.show import verdict_lines
 from check.live.play import REPLY_LIMIT_S, Outcome, play, send
 from check.live.programs import BLOCK_BYTES, Action, Race, Source, base_block, request_of
@@ -213,6 +213,8 @@ def check_level(subject: Subject, level: Level) -> None:
         server.settings.say(f"{recipe.clients} processes of clients for {recipe.seconds:g} s")
         try:
             record(recipe, path)
+        except NoSpace as error:
+            raise NoRoom(str(error)) from None
         except StartError as error:
             raise Failure(str(error)) from None
         history = load(path)

@@ -11,6 +11,7 @@ Errors:  StartError when the server is not there, cannot be written to, or leave
 
 from __future__ import annotations
 
+import errno
 import heapq
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ from check.history.driver import Barrier, Connection, Notebook, Plan, Tally, con
 from check.history.format import header_line
 from check.history.workload import MIX, Mix, Wish, offer_of
 from impl.base.open import open_base
-from impl.client import Client
+from impl.client import Client, NbdError
 from impl.errors import StartError, UsageError
 from impl.history_tags import GRANULE, Attribution, is_zero
 from model.history import History, Level
@@ -72,6 +73,21 @@ class Recorded:
     lost_connections: int
 
 
+# Whether it was for want of room for the history, and what.
+Failures = SimpleQueue[tuple[bool, str]]
+
+
+class NoSpace(StartError):
+    """There is no room for the history, here where it is recorded: it says nothing of the server."""
+
+
+def is_no_space(error: Exception) -> bool:
+    """Whether a file of ours could not be written for want of room, and no server said so of its own."""
+    if not isinstance(error, OSError) or isinstance(error, NbdError):
+        return False
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def no_progress(seconds: float, requests: int) -> None:
     """For those who need not be told."""
 
@@ -84,7 +100,8 @@ def record(recipe: Recipe, path: str | Path, progress: Progress = no_progress) -
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise StartError(f"{path}: cannot record: {error.strerror or error}") from None
+        kind = NoSpace if is_no_space(error) else StartError
+        raise kind(f"{path}: cannot record: {error.strerror or error}") from None
 
 
 @contextmanager
@@ -198,7 +215,7 @@ class _Recording:
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(plan.clients)
         tallies = [context.Array("q", [0, 0], lock=False) for _ in range(plan.clients)]
-        failures: SimpleQueue[str] = context.SimpleQueue()
+        failures: Failures = context.SimpleQueue()
         parts = [self._folder / f"client-{number}" for number in range(plan.clients)]
         processes = [
             context.Process(
@@ -224,26 +241,26 @@ class _Recording:
         self._lost += sum(tally[1] for tally in tallies)
         return parts
 
-    def _check(self, processes: Sequence[BaseProcess], failures: SimpleQueue[str], barrier: Barrier) -> None:
+    def _check(self, processes: Sequence[BaseProcess], failures: Failures, barrier: Barrier) -> None:
         """Whether a process has failed; StartError, with what it said."""
         if not failures.empty():
             barrier.abort()
-            raise StartError(failures.get())
+            is_ours, said = failures.get()
+            raise (NoSpace if is_ours else StartError)(said)
         for process in processes:
             if process.exitcode:
                 barrier.abort()
                 raise StartError(f"a process of clients ended with status {process.exitcode}")
 
 
-def _client_process(
-    plan: Plan, number: int, path: Path, barrier: Barrier, tally: Tally, failures: SimpleQueue[str]
-) -> None:
+def _client_process(plan: Plan, number: int, path: Path, barrier: Barrier, tally: Tally, failures: Failures) -> None:
     """The main function of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started us, who ends us
     try:
         drive(plan, number, path, barrier, tally)
     except (StartError, OSError) as error:
-        failures.put(str(error))
+        is_ours = is_no_space(error)
+        failures.put((is_ours, f"{path.parent}: no room for the history; set $TMPDIR" if is_ours else str(error)))
     # Not by way of threads that may wait for a server: what had to be said is written.
     os._exit(0)
 
