@@ -24,10 +24,10 @@ CHANGING = (Command.WRITE, Command.WRITE_ZEROES, Command.TRIM)
 class Disk:
     """What is in the file, and is to be."""
 
-    def __init__(self, path):
+    def __init__(self, path, keeps_it_open):
         self.path = Path(path)
         self.content = bytearray(self.path.read_bytes() if self.path.exists() else bytes(SIZE))
-        self.synced = None
+        self.synced = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC) if keeps_it_open else None
 
     def save(self, overlay, ranges, way="none"):
         for offset, length in ranges:
@@ -46,8 +46,6 @@ def replace(disk, *, flags=0, syncs=os.fsync):
 
 
 def overwrite(disk):
-    if disk.synced is None:
-        disk.synced = os.open(disk.path, os.O_WRONLY | os.O_CREAT | os.O_DSYNC)
     os.pwrite(disk.synced, disk.content, 0)
 
 
@@ -84,7 +82,7 @@ WAYS = {
 
 
 def main(socket, file, fault):
-    disk = Disk(file)
+    disk = Disk(file, fault == "keeps a file that syncs")
     unsaved = []  # by all connections
 
     class Saving(Commands):
