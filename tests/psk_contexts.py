@@ -8,6 +8,8 @@ import _ssl
 import ctypes
 import ssl
 
+from servers import refuse
+
 SERVER_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_uint)
 CLIENT_CALLBACK = ctypes.CFUNCTYPE(
     *(ctypes.c_uint, ctypes.c_void_p, ctypes.c_char_p),
@@ -60,6 +62,8 @@ def _put(place, data, room):
 def give(monkeypatch):
     """Have `ssl` be as that of 3.13, if it is not."""
     if not getattr(ssl, "HAS_PSK", False):
+        if not hasattr(_ssl, "__file__"):
+            refuse("this Python has its OpenSSL built in, out of reach: install Python 3.13, or Debian's python3")
         monkeypatch.setattr(ssl, "HAS_PSK", True, raising=False)
         for call in (set_psk_server_callback, set_psk_client_callback):
             monkeypatch.setattr(ssl.SSLContext, call.__name__, call, raising=False)
