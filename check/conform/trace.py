@@ -26,7 +26,7 @@ from typing import NamedTuple
 from check.conform.room import kept_in
 from check.conform.rule import NotApplicable
 
-ATTACH_LIMIT_S = 5.0
+ATTACH_LIMIT_S = 15.0
 POLL_S = 0.005
 # As much of what is written is shown: more than a request with a mark has, with what a server may put before it.
 SHOWN_BYTES = 128 << 10
