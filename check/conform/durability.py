@@ -16,7 +16,7 @@ from check.conform.disk import Disk
 from check.conform.place import Place
 from check.conform.rule import Failure, Need, NotApplicable, NotOffered, rule
 from check.conform.subject import Subject
-from check.conform.trace import traced
+from check.conform.trace import Seen, traced
 from impl.client import Client, connect
 
 CLAIM = "persistent"
@@ -129,7 +129,7 @@ def multi_conn(subject: Subject) -> None:
 
 def reaches_the_disk(place: Place, ask: Callable[[Client, int, bytes], None]) -> None:
     """Have something written for good, again and again; and look at what was synced by the time of each reply."""
-    seen_count = 0
+    looks = []
     with place.running(), connect(place.target.uri, timeout_s=ANSWER_S) as client:
         if client.size < DISK.size:
             raise NotApplicable(f"the device has {client.size} bytes, expected {DISK.size}")
@@ -137,12 +137,14 @@ def reaches_the_disk(place: Place, ask: Callable[[Client, int, bytes], None]) ->
             for turn in range(TURNS):
                 mark = b"%08x%08x" % (random.getrandbits(32), turn)
                 ask(client, turn * PIECE, mark * (PIECE // len(mark)))
-                where = trace.unsynced(mark, PIECE)
-                if where:
-                    raise Failure(f"it was written to {where}, and answered before fsync(2), or the like, had ended")
-                seen_count += where is not None
-    if not seen_count:
-        raise NotApplicable("it is not seen where it writes this to, nor, then, whether that is synced")
+                looks.append(trace.since_last(mark, PIECE))
+                if looks[-1] is Seen.UNSYNCED:
+                    # What the command was told of, and where the data are, is the disk; what else it writes, is not.
+                    for file in place.files_with(mark * (PIECE // len(mark))):
+                        if not trace.doubts(file, place.processes()):
+                            raise Failure(f"it was written to {file.name}, and answered: nothing was synced meanwhile")
+    if Seen.SYNCED not in looks:
+        raise NotApplicable("it is not seen how it writes this to its disk, nor, then, whether that is synced")
 
 
 @rule("durability/flush-sync", Need.MUST, "NBD_CMD_FLUSH")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from check.conform.disk import Disk, Upstreams
 from check.conform.link import Link
-from check.conform.room import folder_with_room, kept_in, not_full
+from check.conform.room import NoRoom, folder_with_room, kept_in, not_full
 from check.conform.rule import Failure
 from impl.client.uri import Target
 from impl.errors import StartError, UsageError
@@ -48,6 +48,7 @@ class Place:
         self._log = self._folder / "log"
         self.target = replace(wanted, path=str(self._folder / "s"))
         self._command = command
+        self._session: int | None = None  # while it runs
         try:
             with kept_in(self._folder):
                 self._variables = self._values(disk, upstreams)
@@ -77,15 +78,19 @@ class Place:
         with kept_in(self._folder):
             log = self._log.open("wb")
         with log as said:
-            process = subprocess.Popen(
-                self._command,
-                shell=True,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-                env={**os.environ, **self._variables},
-            )
+            try:
+                process = subprocess.Popen(
+                    self._command,
+                    shell=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                    env={**os.environ, **self._variables},
+                )
+            except OSError as error:
+                raise NoRoom(f"the kit cannot start a process: {error.strerror}") from None
+        self._session = process.pid
         try:
             with not_full(self._folder):
                 self._wait_until_it_listens(process)
@@ -96,11 +101,17 @@ class Place:
             raise
         finally:
             self._end(process, is_killed)
+            self._session = None
 
     @property
     def folder(self) -> Path:
         """For files of one's own; the server has some there."""
         return self._folder
+
+    def files_with(self, data: bytes) -> list[Path]:
+        """Those that the command was told of as $base and $overlay, if data are in them."""
+        named = [Path(self._variables[name]) for name in (BASE, OVERLAY) if name in self._variables]
+        return [path for path in named if path.is_file() and data in path.read_bytes()]
 
     def said(self) -> str:
         """The last words of the server."""
@@ -134,13 +145,17 @@ class Place:
         return process.poll() is not None and not self.processes()
 
     def processes(self) -> list[int]:
-        """The processes that were started here: they have the socket's name in their environment (proc(5))."""
+        """The processes that were started here: they are in the shell's session, or have the socket's name in their
+        environment (proc(5)).
+        """
         mark = f"{SOCKET}={self.target.path}".encode()
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal():
                 with suppress(OSError):
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    state, _, _, session, *_ = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                    is_ours = int(session) == self._session or mark in (entry / "environ").read_bytes().split(b"\0")
+                    if is_ours and state != b"Z":
                         found.append(int(entry.name))
         return found
 
