@@ -69,9 +69,8 @@ def _parsed(line: str) -> tuple[str, bytes]:
     return name, key
 
 
-def server_context(path: str) -> ssl.SSLContext:
-    """For clients who have one of the keys in a file."""
-    keys = read_keys(path)
+def server_context(keys: Keys) -> ssl.SSLContext:
+    """For clients who have one of the keys."""
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     # A name without a key gets an empty one, which ends the handshake.
     _setter(context, "set_psk_server_callback")(lambda name: keys.get(name or "", b""))

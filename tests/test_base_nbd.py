@@ -26,6 +26,7 @@ from impl.extents import Extent
 from impl.nbd.agreement import Agreement
 from impl.nbd.constants import Command
 from impl.nbd.requests import Request
+from impl.server.command import part_with
 from impl.server.commands import Commands, Later, Place
 from impl.server.export import ExportOptions, make_export
 from impl.server.listeners import listen_unix
@@ -354,6 +355,34 @@ def test_a_base_that_is_closed_is_not_opened_again_by_who_reads_it(short_path):
         base.close()
         with pytest.raises(OSError, match="the base is closed"):
             base.pread(0, 10)
+
+
+def fails(call):
+    with pytest.raises(OSError, match="nobody there"):
+        call()
+
+
+def test_a_connection_that_is_just_being_made_keeps_no_other_from_saying_goodbye(serve, small_base, short_path):
+    upstream = serve(small_base)
+    with overheard(short_path / "between", upstream.socket) as said:
+        base = NbdBase(f"nbd+unix:///?socket={short_path / 'between'}")
+        base.pread(0, 10)
+        begun, may_end = threading.Event(), threading.Event()
+
+        def open_slowly():
+            begun.set()
+            may_end.wait(SOON_S)
+            raise ConnectionRefusedError(111, "nobody there")
+
+        slow = nbd._Connection(open_slowly)
+        base._connections.insert(0, slow)
+        opening = threading.Thread(target=fails, args=(slow.client,))
+        opening.start()
+        assert begun.wait(SOON_S)
+        part_with({"": base})
+        may_end.set()
+        opening.join(SOON_S)
+    assert [last_command(heard) for heard in said] == [Command.DISC]
 
 
 def test_a_server_that_does_not_hear_our_goodbye_keeps_nobody(serve, small_base):

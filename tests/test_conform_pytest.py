@@ -65,6 +65,14 @@ def test_they_have_names_by_which_they_are_chosen(tmp_path, uri):
         assert count_told in run_pytest(tmp_path, *server, "-k", chosen_by).stdout, chosen_by
 
 
+def test_the_rules_come_with_the_tests_that_a_project_always_runs(tmp_path, uri):
+    (tmp_path / "test_own.py").write_text("def test_own(): assert True\n")
+    settings = f"[pytest]\ntestpaths = test_own.py\nnbd_uri = {uri}\nnbd_only = handshake/list\n"
+    (tmp_path / "pytest.ini").write_text(settings)
+    assert "2 passed" in run_pytest(tmp_path).stdout
+    assert "1 passed" in run_pytest(tmp_path, "test_own.py").stdout
+
+
 def test_no_server_is_wanted_for_tests_that_need_none(tmp_path):
     (tmp_path / "test_own.py").write_text("def test_own(): assert True\n")
     gone = ["--nbd-start", "false $unixsocket"]

@@ -7,6 +7,7 @@ import gc
 import socket
 import threading
 import tracemalloc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -200,6 +201,25 @@ def test_requests_that_are_handed_from_worker_to_worker_are_counted_once(copies,
             assert sorted(client.reply(lengths)[:2] for _ in range(80)) == [(cookie, 0) for cookie in range(80)]
             eventually(lambda: session._in_flight.count == 0, "what was in flight is so no more")
             assert session._in_flight.held_bytes == 0
+
+
+def test_what_a_session_holds_is_given_back_when_it_ends_and_not_when_garbage_is_collected():
+    class NoLoop:
+        def __getattr__(self, _name):
+            return lambda *_arguments, **_more: True
+
+    gc.disable()
+    try:
+        ours, theirs = socket.socketpair()
+        session = Session(ours, "somebody", {}, "", 2, NoLoop(), lambda: None)
+        session.start()
+        session._end()
+        held = weakref.ref(session)
+        del session
+        assert held() is None
+    finally:
+        gc.enable()
+        theirs.close()
 
 
 # What the loop does itself.

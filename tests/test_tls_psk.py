@@ -58,6 +58,11 @@ def with_keys(monkeypatch):
     psk_contexts.give(monkeypatch)
 
 
+def server_context(path):
+    """Of a server that has a file of keys."""
+    return psk.server_context(psk.read_keys(path))
+
+
 def shaken(server, client):
     """Shake hands, and send a word each way; SSLError from whoever does not like the other."""
     ours, theirs = socket.socketpair()
@@ -92,13 +97,11 @@ def only(version, context):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["alice", "bob"])
 def test_both_sides_with_one_key_speak(name, version, keys, with_keys):
-    assert shaken(psk.server_context(keys), only(version, psk.client_context(keys, name))) == version.name.replace(
-        "_", "."
-    )
+    assert shaken(server_context(keys), only(version, psk.client_context(keys, name))) == version.name.replace("_", ".")
 
 
 def test_one_server_knows_many_clients_each_by_its_own_key(keys, keys_of, with_keys):
-    server = psk.server_context(keys)
+    server = server_context(keys)
     for name, key in (("alice", ALICE), ("bob", BOB)):
         assert shaken(server, psk.client_context(keys_of(name, f"{name}:{key}"), name))
 
@@ -115,13 +118,13 @@ STRANGERS = [  # (claim, the client's key)
 def test_a_client_is_refused_that_has(claim, line, version, keys, keys_of, with_keys):
     client = psk.client_context(keys_of("theirs", line), line.partition(":")[0])
     with pytest.raises(ssl.SSLError):
-        shaken(psk.server_context(keys), only(version, client))
+        shaken(server_context(keys), only(version, client))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_client_without_a_key_is_refused_however_little_it_asks(version, keys, with_keys):
     with pytest.raises(ssl.SSLError):
-        shaken(psk.server_context(keys), only(version, tls.client_context(None, verify_peer=False)))
+        shaken(server_context(keys), only(version, tls.client_context(None, verify_peer=False)))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -134,7 +137,7 @@ def test_a_server_with_a_certificate_is_not_believed_to_have_the_key(version, ke
         shaken(stranger, only(version, psk.client_context(keys, "alice")))
 
 
-@pytest.mark.parametrize("context", [psk.server_context, lambda keys: psk.client_context(keys, "alice")])
+@pytest.mark.parametrize("context", [server_context, lambda keys: psk.client_context(keys, "alice")])
 def test_who_learns_a_key_later_cannot_read_what_went_before(context, keys, with_keys):
     names = [cipher["name"] for cipher in context(keys).get_ciphers() if cipher["protocol"] != "TLSv1.3"]
     assert names
@@ -148,7 +151,7 @@ def test_who_learns_a_key_later_cannot_read_what_went_before(context, keys, with
 @pytest.fixture
 def secure_server(short_path, keys, with_keys):
     """Where a server is that requires TLS, by a key."""
-    with serving(short_path / "s", tls=TlsOffer(Tls.REQUIRE, psk.server_context(keys))) as target:
+    with serving(short_path / "s", tls=TlsOffer(Tls.REQUIRE, server_context(keys))) as target:
         yield target
 
 
@@ -276,6 +279,7 @@ def test_what_is_told_of_a_server_is_enough_to_connect_to_it(name, keys, short_p
     who = ClientTls(psk_file=keys, username="al@ice")
     with listen_unix(str(short_path / "s")) as listener:
         target = parse(uri_of(listener, name, True, "al@ice", keys))
+        assert "tls-psk-file=/k%FF" in uri_of(listener, name, True, "alice", "/k\udcff"), "a path may be any bytes"
     assert (target.export, target.path, target.tls) == (name, str(short_path / "s"), who)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         target = parse(uri_of(listener, name, True, "al@ice", keys))
@@ -302,6 +306,8 @@ WRONG_URIS = [
     ("nbd://host/?tls-psk-file=/k", "not known"),
     ("nbds://alice:secret@host/?tls-psk-file=/k", "no password"),
     ("nbds://alice:secret@host/", "no password"),
+    ("nbds://alice:p@secret@host/", "no password"),
+    ("nbds://alice:secret/secret@host/?tls-psk-file=/k", "the port is no number up to 65535"),
     ("nbds://host/?tls-psk-file=a%00", "zero byte"),
     ("nbds://@host/?tls-psk-file=/k", "one name"),
     ("nbds://host/?tls-psk-file=/k&tls-certificates=/c", "no certificate"),

@@ -61,7 +61,8 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
     """A test for each rule, behind all others, if there is a server to try."""
     if not (_told(config, "nbd_start") or _told(config, "nbd_uri")):
         return
-    if any("::" in argument or Path(argument).is_file() for argument in config.args):  # other tests, by their names
+    names_others = any("::" in argument or Path(argument).is_file() for argument in config.args)
+    if names_others and config.args_source is pytest.Config.ArgsSource.ARGS:
         return
     from check.conform.run import chosen  # noqa: PLC0415 - only those who want it should wait for it
     from impl.errors import UsageError  # noqa: PLC0415

@@ -23,6 +23,7 @@ from typing import Final, TypeVar
 
 from impl.base.interface import CacheMode
 from impl.client import Client, NbdError, connect
+from impl.closing import close_all
 from impl.errors import StartError
 from impl.extents import Extent, coalesce
 from impl.sizes import format_size, quoted
@@ -81,16 +82,10 @@ class _Connection:
             if self._client is client:
                 self._drop()
 
-    def say_goodbye(self) -> None:
-        """For good, if there is anybody to say it to."""
-        with self._lock:
-            self._is_closed = True
-            if self._client is not None:
-                self._client.say_goodbye()
-
     def close(self) -> None:
-        """Wait until the server has heard it."""
-        with self._lock:
+        """For good: say goodbye, if there is anybody to say it to, and wait until it is heard."""
+        self._is_closed = True
+        with self._lock:  # which somebody may hold for long who makes a connection
             if self._client is not None:
                 self._client.disconnect(wait=False)
                 self._client = None
@@ -243,7 +238,5 @@ class NbdBase:
         return None
 
     def close(self) -> None:
-        for connection in self._connections:  # all, before the first is waited for
-            connection.say_goodbye()
-        for connection in self._connections:
-            connection.close()
+        # All at a time: one that is not answered, or is just being made, must not keep the others from saying goodbye.
+        close_all(connection.close for connection in self._connections)

@@ -324,13 +324,6 @@ class Client:
 
     # Its end.
 
-    def say_goodbye(self) -> None:
-        """Tell the server that nothing more will be asked; `disconnect`, by and by, waits for it to close."""
-        with self._lock:
-            self._leaving = True
-        with contextlib.suppress(OSError):  # dead, or too slow
-            self._say_goodbye()
-
     def disconnect(self, *, wait: bool = True) -> None:
         """Leave as the standard asks: finish what is in flight (or, without `wait`, leave that to the server), say so,
         and wait for the server to close. Called twice, or on a dead connection, it only closes.

@@ -80,8 +80,8 @@ def parse(uri: str) -> Target:
     try:
         parts = urlsplit(uri)
         port = parts.port
-    except ValueError as error:
-        raise _wrong(uri, str(error)) from None
+    except ValueError as error:  # of a port it says what stands there, which may be a password
+        raise _wrong(uri, "the port is no number up to 65535" if "Port" in str(error) else str(error)) from None
     if parts.fragment:
         raise _wrong(uri, "a fragment (#) means nothing here; in an export's name it is written %23")
     scheme, plus, transport = parts.scheme.partition("+")
@@ -149,5 +149,5 @@ def _export(uri: str, parts: SplitResult) -> str:
 
 
 def _wrong(uri: str, reason: str) -> UsageError:
-    uri = re.sub(r"(?<=//)[^/@]*:[^/@]*@", "...@", uri)  # a password is not repeated
+    uri = re.sub(r"(?<=//)[^?]*:[^?]*@", "...@", uri)  # a password is not repeated, wherever it stands
     return UsageError(f"{uri!r} is not an NBD URI: {reason}; expected {FORMS}")

@@ -14,16 +14,17 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn, cast
 
 import click
 
 from impl.base.interface import Base
 from impl.base.open import open_base
+from impl.closing import close_all
 from impl.errors import StartError, UsageError
 from impl.nbd.agreement import Tls
 from impl.overlay.blocks import BLOCK_SIZE_MAX_BYTES, BLOCK_SIZE_MIN_BYTES
@@ -367,11 +368,12 @@ def run(options: Options) -> int:
     if options.exit_with_parent:
         captive.exit_with_parent()
     named = named_bases(options)
+    keys = keys_of(options)
     with ExitStack() as cleanup:
         bases = opened(named, cleanup)
         exports = {name: make_export(base, export_options(options, name)) for name, base in bases.items()}
         server = Server(
-            exports, default_of(options), options.threads, tls=tls_offer(options), max_clients=options.max_clients
+            exports, default_of(options), options.threads, tls=tls_offer(options, keys), max_clients=options.max_clients
         )
         command = None if options.run is None else captive.Captive(options.run)
         # Whoever sees a socket of ours, a pid file or the command may send us a signal: it must end all three in order.
@@ -384,14 +386,14 @@ def run(options: Options) -> int:
             cleanup.callback(listener.close)
         show_pid(options, cleanup)
         if command is not None:
-            return run_captive(server, command, sockets, options)
+            return run_captive(server, command, sockets, options, keys)
         if options.stdio:
             client, finish = captive.client_on_stdio(options.closed)
             is_clean = server.run(only_client=client)
             if is_clean:
                 finish()
         else:
-            announce(exports, named, sockets[0], options)
+            announce(exports, named, partial(uri_of, sockets[0], options, keys))
             is_clean = server.run(sockets)
         return STOPPED if is_clean else COULD_NOT_SERVE
 
@@ -407,23 +409,25 @@ def opened(named: Mapping[str, str | None], cleanup: ExitStack) -> dict[str, Bas
 
 def part_with(bases: Mapping[str, Base]) -> None:
     """Close them. Another server is to be told goodbye ("Terminating the transmission phase"); if it hears us."""
-    partings = [threading.Thread(target=base.close, daemon=True) for base in bases.values()]
-    for parting in partings:
-        with suppress(RuntimeError):  # the system has no more threads, and the sockets close by themselves
-            parting.start()
-    ends_s = time.monotonic() + PARTING_S
-    for parting in partings:
-        if parting.ident is not None:
-            parting.join(max(0.0, ends_s - time.monotonic()))
+    close_all((base.close for base in bases.values()), PARTING_S)
 
 
-def tls_offer(options: Options) -> TlsOffer:
-    """What clients are offered. StartError if there are no certificates or keys to offer it with."""
+def keys_of(options: Options) -> Mapping[str, bytes]:
+    """The pre-shared keys of clients, by their names, read once; StartError for a file that is of no use."""
+    if options.tls_psk is None:
+        return {}
+    from impl.psk import read_keys  # noqa: PLC0415 - it takes long to load
+
+    return read_keys(options.tls_psk)
+
+
+def tls_offer(options: Options, keys: Mapping[str, bytes]) -> TlsOffer:
+    """What clients are offered. StartError if there are no certificates, or it cannot be had with keys."""
     mode = Tls(options.tls)
-    if options.tls_psk is not None:
+    if keys:
         from impl import psk  # noqa: PLC0415 - it takes long to load
 
-        return TlsOffer(mode, psk.server_context(options.tls_psk))
+        return TlsOffer(mode, psk.server_context(keys))
     if options.tls_certificates is not None:
         from impl.tls import server_context  # noqa: PLC0415 - it takes long to load
 
@@ -431,9 +435,15 @@ def tls_offer(options: Options) -> TlsOffer:
     return NO_TLS
 
 
-def run_captive(server: Server, command: captive.Captive, sockets: Sequence[socket.socket], options: Options) -> int:
+def run_captive(
+    server: Server,
+    command: captive.Captive,
+    sockets: Sequence[socket.socket],
+    options: Options,
+    keys: Mapping[str, bytes],
+) -> int:
     """Serve while a command runs; its exit status."""
-    uri = uri_of(sockets[0], default_of(options), options)
+    uri = uri_of(sockets[0], options, keys, default_of(options))
     command.start(variables(sockets[0], uri, options), server.stop)
     server.run(sockets)
     return command.end()
@@ -501,22 +511,21 @@ def variables(listener: socket.socket, uri: str, options: Options) -> dict[str, 
     }
 
 
-def uri_of(listener: socket.socket, name: str, options: Options) -> str:
-    """Where a client finds an export; with a key, if it needs one: the first in the file."""
-    if options.tls != Tls.REQUIRE.value or options.tls_psk is None:
-        return listeners.uri_of(listener, name, options.tls == Tls.REQUIRE.value)
-    from impl.psk import read_keys  # noqa: PLC0415 - it takes long to load
-
-    return listeners.uri_of(listener, name, True, next(iter(read_keys(options.tls_psk))), options.tls_psk)
+def uri_of(listener: socket.socket, options: Options, keys: Mapping[str, bytes], name: str) -> str:
+    """Where a client finds an export; with the first of the keys, if it needs one."""
+    is_secure = options.tls == Tls.REQUIRE.value
+    if not is_secure or options.tls_psk is None:
+        return listeners.uri_of(listener, name, is_secure)
+    return listeners.uri_of(listener, name, is_secure, next(iter(keys)), options.tls_psk)
 
 
 def announce(
-    exports: Mapping[str, Export], named: Mapping[str, str | None], listener: socket.socket, options: Options
+    exports: Mapping[str, Export], named: Mapping[str, str | None], uri_of_export: Callable[[str], str]
 ) -> None:
     """Tell people where to connect, and newcomers how."""
     lines = []
     for name, export in exports.items():
-        base, uri = named[name], uri_of(listener, name, options)
+        base, uri = named[name], uri_of_export(name)
         what = "a demonstration disk" if base is None else base
         lines.append(f"cowproof: serving {one_line(what)} ({format_size(export.info.size)}) at {uri}")
     if None in named.values():

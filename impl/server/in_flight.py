@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 from impl.server.commands import Later, Place, Reply
 from impl.server.outbox import BrokenReply, Outbox
@@ -26,8 +26,27 @@ PAUSE_ITEMS = 4096  # parts of replies: each is an object, however few its bytes
 
 log = logging.getLogger("cowproof.server")
 
-Refuse = Callable[[Later, int, str], Reply]
-Instead = Callable[[Later], Reply | None]
+STOPPING = "the server is shutting down"
+
+
+class Connection(Protocol):
+    """Whose requests they are; asked from any thread. It is told at each call, so that no cycle keeps it in memory."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what has not begun is refused."""
+
+    def is_deaf(self) -> bool:
+        """Whether nobody hears a reply any more."""
+
+    def refusal(self, work: Later, code: int, message: str) -> Reply:
+        """The reply that refuses a request, with an errno."""
+
+    def update_soon(self) -> None:
+        """Have it look what it can do now."""
+
+    def fail_soon(self) -> None:
+        """Have it hung up, because of a bug in the server."""
 
 
 class InFlight:
@@ -37,45 +56,25 @@ class InFlight:
     wants_update:       whether whoever finishes one has the connection look what it can do now
     """
 
-    def __init__(
-        self,
-        client: str,
-        threads: int,
-        outbox: Outbox,
-        refuse: Refuse,
-        instead: Instead,
-        update: Callable[[], None],
-        fail: Callable[[], None],
-    ) -> None:
-        """The connection's part, called on a worker's thread, but for `refuse`, which may be any.
-
-        refuse:   the reply that refuses a request, with an errno and a reason
-        instead:  what to reply in place of doing it, or None if it is to be done
-        update:   have the connection look what it can do now
-        fail:     have it hung up, because of a bug in the server
-        """
+    def __init__(self, client: str, threads: int, outbox: Outbox) -> None:
         self.count = 0
         self.held_bytes = 0
         self.wants_update = False
         self._client = client
         self._workers = {place: Workers(threads, f"{place.value} worker") for place in Place}
         self._outbox = outbox
-        self._refuse = refuse
-        self._instead = instead
-        self._update = update
-        self._fail = fail
         self._is_over = False
         self._lock = threading.Lock()
         self._all_done = threading.Condition(self._lock)
 
     # Called on the loop's thread
 
-    def begin(self, work: Later) -> None:
+    def begin(self, whose: Connection, work: Later) -> None:
         """Have it done by a worker, and answered through the outbox."""
         with self._lock:
             self.count += 1
             self.held_bytes += work.held_bytes
-        self._pass_on(work)
+        self._pass_on(whose, work)
 
     def is_paused(self) -> bool:
         """Whether there is so much in flight that nothing more is to be taken."""
@@ -116,43 +115,44 @@ class InFlight:
         for workers in self._workers.values():
             workers.join()
 
-    def _pass_on(self, work: Later) -> None:
+    def _pass_on(self, whose: Connection, work: Later) -> None:
         """Have it done once it has its range, if it needs one."""
         if work.granted is None:
-            self._submit(work)
+            self._submit(whose, work)
         else:
-            work.granted.ask(lambda: self._submit(work))
+            work.granted.ask(lambda: self._submit(whose, work))
 
-    def _submit(self, work: Later) -> None:
+    def _submit(self, whose: Connection, work: Later) -> None:
         try:
-            self._workers[work.place].submit(lambda: self._work(work))
+            self._workers[work.place].submit(lambda: self._work(whose, work))
         except OSError:
             work.drop()
-            self._finish(work, self._refuse(work, errno.ENOMEM, "no more threads"))
+            self._finish(whose, work, whose.refusal(work, errno.ENOMEM, "no more threads"))
 
     # Called on a worker's thread
 
-    def _work(self, work: Later) -> None:
+    def _work(self, whose: Connection, work: Later) -> None:
         reply: Reply = ()
         try:
-            instead = self._instead(work)
-            if instead is not None:
+            if whose.is_stopping:
                 work.drop()
-                reply = instead
+                reply = whose.refusal(work, errno.ESHUTDOWN, STOPPING)
+            elif not work.changes and whose.is_deaf():
+                work.drop()
             else:
                 answer = work.run()
                 if isinstance(answer, Later):
                     with self._lock:
                         self.held_bytes += answer.held_bytes - work.held_bytes
-                    self._pass_on(answer)
+                    self._pass_on(whose, answer)
                     return
                 reply = answer
         except Exception:
             log.exception("%s: hanging up because of a bug in the server", self._client)
-            self._fail()
-        self._finish(work, reply)
+            whose.fail_soon()
+        self._finish(whose, work, reply)
 
-    def _finish(self, work: Later, reply: Reply) -> None:
+    def _finish(self, whose: Connection, work: Later, reply: Reply) -> None:
         self._outbox.add(reply)
         try:
             sent_all = self._outbox.flush()
@@ -165,4 +165,4 @@ class InFlight:
                 self._all_done.notify_all()
             wants_update = self.wants_update
         if wants_update or not sent_all:
-            self._update()
+            whose.update_soon()

@@ -142,9 +142,9 @@ def uri_of(
     name = quote(export_name, safe="/")
     scheme = "nbds" if is_secure else "nbd"
     who = f"{quote(user, safe='')}@" if user else ""
-    key = f"tls-psk-file={quote(os.path.abspath(key_file), safe='/')}" if user else ""
+    key = f"tls-psk-file={quote(os.fsencode(os.path.abspath(key_file)), safe='/')}" if user else ""
     if listener.family == socket.AF_UNIX:
-        place = quote(os.path.abspath(str(listener.getsockname())), safe="/")
+        place = quote(os.fsencode(os.path.abspath(str(listener.getsockname()))), safe="/")
         return f"{scheme}+unix://{who}/{name}?socket={place}{f'&{key}' if key else ''}"
     host, port = listener.getsockname()[:2]
     host = {"127.0.0.1": "localhost", "0.0.0.0": "localhost", "::": "localhost"}.get(host, host)

@@ -40,7 +40,7 @@ from impl.nbd.requests import Request, RequestReader, request_reader
 from impl.nbd.server_handshake import Phase, ServerHandshake
 from impl.server.commands import Commands, Later, Reply
 from impl.server.export import Export
-from impl.server.in_flight import InFlight
+from impl.server.in_flight import STOPPING, InFlight
 from impl.server.loop import READABLE, WRITABLE, Loop, Timer
 from impl.server.outbox import BrokenReply, Outbox, Outgoing
 from impl.server.request_log import LoggedCommands, logged_if_wanted
@@ -84,7 +84,6 @@ MSG_WAITALL = int(socket.MSG_WAITALL)
 # at once, and each wait in the loop would cost a turn at the interpreter. Whoever else the thread serves, and a stop,
 # waits as long: so a session that shares its thread must not be patient.
 PATIENCE_S = 0.05
-STOPPING = "the server is shutting down"
 GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ETIMEDOUT)
 
 log = logging.getLogger("cowproof.server")
@@ -138,15 +137,7 @@ class Session:
         self._commands: Commands | LoggedCommands | RecordedCommands | None = None
         self._outbox = Outbox(sock)
         self._answers: list[Outgoing] = []  # of this turn, to be sent together at its end
-        self._in_flight = InFlight(
-            client,
-            threads,
-            self._outbox,
-            self._refusal,
-            self._instead,
-            lambda: self._soon(self._update),
-            lambda: self._soon(self._end),
-        )
+        self._in_flight = InFlight(client, threads, self._outbox)
         self._loop = loop
         self._shared_loop = loop
         self._own_loop = own_loop
@@ -457,7 +448,7 @@ class Session:
             return commands.error(request, errno.ESHUTDOWN, STOPPING)
         answer = commands.start(request)
         if isinstance(answer, Later):
-            self._in_flight.begin(answer)
+            self._in_flight.begin(self, answer)
             return None
         if request.length >= AHEAD_MIN_BYTES and request.payload and self._reader is not None:
             self._reader.give_back(request.payload)
@@ -674,23 +665,31 @@ class Session:
 
     def _is_wanted(self) -> bool:
         """Whether to go on with what takes long and changes nothing."""
-        return not (self._draining or self._stopping or self._is_deaf())
+        return not (self._draining or self._stopping or self.is_deaf())
 
-    def _is_deaf(self) -> bool:
+    # For what is in flight
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether what has not begun is refused."""
+        return self._stopping
+
+    def is_deaf(self) -> bool:
         """Whether nobody hears a reply any more."""
         return self._is_gone or self._outbox.is_closed
 
-    def _instead(self, work: Later) -> Reply | None:
-        """What is replied in place of doing what was begun, and may have waited long; None if it is to be done."""
-        if self._stopping:
-            return self._refusal(work, errno.ESHUTDOWN, STOPPING)
-        if not work.changes and self._is_deaf():
-            return ()
-        return None
-
-    def _refusal(self, work: Later, code: int, message: str) -> Reply:
+    def refusal(self, work: Later, code: int, message: str) -> Reply:
+        """The reply that refuses a request, with an errno."""
         assert self._commands is not None
         return self._commands.error(work.request, code, message)
+
+    def update_soon(self) -> None:
+        """Look what can be done now."""
+        self._soon(self._update)
+
+    def fail_soon(self) -> None:
+        """Hang up, because of a bug in the server."""
+        self._soon(self._end)
 
 
 def set_patience(sock: socket.socket) -> None:
