@@ -203,7 +203,7 @@ def test_requests_that_are_handed_from_worker_to_worker_are_counted_once(copies,
             assert session._in_flight.held_bytes == 0
 
 
-def test_what_a_session_holds_is_given_back_when_it_ends_and_not_when_garbage_is_collected():
+def test_a_session_that_has_ended_is_freed_at_once_and_not_when_garbage_is_collected():
     class NoLoop:
         def __getattr__(self, _name):
             return lambda *_arguments, **_more: True
