@@ -136,13 +136,13 @@ def reaches_the_disk(place: Place, ask: Callable[[Client, int, bytes], None]) ->
         with traced(place.processes(), place.folder) as trace:
             for turn in range(TURNS):
                 mark = b"%08x%08x" % (random.getrandbits(32), turn)
-                ask(client, turn * PIECE, mark * (PIECE // len(mark)))
+                data = mark * (PIECE // len(mark))
+                ask(client, turn * PIECE, data)
                 looks.append(trace.since_last(mark, PIECE))
-                if looks[-1] is Seen.UNSYNCED:
-                    # What the command was told of, and where the data are, is the disk; what else it writes, is not.
-                    for file in place.files_with(mark * (PIECE // len(mark))):
-                        if not trace.doubts(file, place.processes()):
-                            raise Failure(f"it was written to {file.name}, and answered: nothing was synced meanwhile")
+                # What the command was told of, and where the data are, is the disk; what else it writes, is not.
+                for file in place.files_with(data) if looks[-1] is Seen.UNSYNCED else []:
+                    if not trace.doubts(file, place.processes()):
+                        raise Failure(f"it was written to {file.name}, and answered: nothing was synced meanwhile")
     if Seen.SYNCED not in looks:
         raise NotApplicable("it is not seen how it writes this to its disk, nor, then, whether that is synced")
 
